@@ -1,0 +1,444 @@
+// The backward pass: time is walked once for dh and dc; all else is a product over a block of steps.
+//
+// At each step, from the last to the first (s counts in the direction of the scan):
+//   d_h    = (sum over units and gates of da(s+1) * U + direct part) + d_output(s)
+//   da(s)  = the cell's backward
+// Then for the block: d_W += da^T x, d_U += da^T h_prev, d_b += da, each one chain over steps descending and batch
+// ascending, and d_x = da W, a sum over units and gates in the order of `accumulate_units`.
+#pragma once
+
+#include "layout.h"
+#include "plan.h"
+
+namespace rnnfast {
+namespace {
+
+// One layer and direction as the time loop sees it.
+template <class T> struct BackwardLayer {
+  int64_t inputs, units;
+  bool reverse;
+  Rows<const T> x, y;          // what the forward pass read and wrote
+  const T *h0, *c0;            // [B, H] or null
+  const T* saved;              // [panel][row][saved][lane]
+  Rows<const T> d_y;           // data null: zeros
+  const T *d_hn, *d_cn;        // [B, H] or null
+  Rows<T> d_x;                 // data null: not wanted
+  T *d_h0, *d_c0;              // [B, H] or null
+  const Weights* weights;
+  const WeightGradients* gradients;  // null: not wanted
+  T* per_step;                 // [T, B, H] or null
+};
+
+// Scratch of one direction, used by layer after layer.
+template <class C, class T> struct BackwardScratch {
+  static constexpr int64_t width = lanes<T>;
+  static constexpr int height = full_rows<C::gates>;  // inputs side by side in a tile of the weight gradients
+  T *w, *u;    // transposed weights: [panel of inputs][unit][gate][lane]
+  T *d_w, *d_u;  // [panel][k][gate][lane]
+  T* d_bias;   // [panel][column][lane]
+  T *d_h, *d_c;  // [panel][B][lane]
+  T* da;       // [panel][row of the block][column][lane]
+  T *x, *h_prev;  // [tile of inputs][row of the block][height]
+  T* zeros;    // [H]
+  struct Row {
+    int64_t t, b, number;
+  };
+  Row* rows;  // of the block, in the order of processing
+
+  BackwardScratch() = default;
+  BackwardScratch(Arena& arena, int64_t inputs, int64_t units, int64_t batch, int64_t block_rows) {
+    const int64_t panels = panels_of<T>(units), gates = C::gates;
+    w = arena.take<T>(panels_of<T>(inputs) * units * gates * width);
+    u = arena.take<T>(panels * units * gates * width);
+    d_w = arena.take<T>(panels * inputs * gates * width);
+    d_u = arena.take<T>(panels * units * gates * width);
+    d_bias = arena.take<T>(panels * C::columns * width);
+    d_h = arena.take<T>(panels * batch * width);
+    d_c = arena.take<T>(C::has_c ? panels * batch * width : 0);
+    da = arena.take<T>(panels * block_rows * C::columns * width);
+    x = arena.take<T>(ceil_div(inputs, height) * height * block_rows);
+    h_prev = arena.take<T>(ceil_div(units, height) * height * block_rows);
+    zeros = arena.take<T>(units);
+    rows = arena.take<Row>(block_rows);
+  }
+};
+
+template <class C, class T> class BackwardPass {
+ public:
+  BackwardPass(const Backward& call, void* scratch)
+      : call_(call),
+        pass_(*call.pass),
+        spec_(pass_.spec),
+        arena_(scratch),
+        schedule_(arena_, pass_),
+        tape_(pass_, schedule_.total()) {
+    const int64_t units = spec_.hidden_size, directions = spec_.num_directions, widest = widest_input(spec_);
+    panels_ = panels_of<T>(units);
+    const int64_t products = 2 * C::gates * units * (spec_.input_size + units) * pass_.batch * directions;
+    threads_ = useful_threads(call.threads, products, pass_.steps * spec_.num_layers);
+    extent_ = {pass_.steps, pass_.batch, panels_, panels_ * C::columns * width * static_cast<int64_t>(sizeof(T))};
+    block_ = backward_block(extent_);
+    block_rows_ = block_ * pass_.batch;
+    barriers_ = arena_.template take<Barrier>(barriers_for(threads_));
+    for (int64_t d = 0; d < directions; ++d) scratch_[d] = Scratch(arena_, widest, units, pass_.batch, block_rows_);
+    if (directions == 2) d_x_reverse_ = arena_.template take<T>(pass_.steps * pass_.batch * widest);
+    const int64_t output = pass_.steps * pass_.batch * directions * units;
+    for (int64_t l = 1; l < min(spec_.num_layers, 3); ++l) d_between_[l % 2] = arena_.template take<T>(output);
+    if (drops()) dropped_ = arena_.template take<T>(output);
+  }
+
+  size_t scratch_bytes() const { return arena_.used(); }
+
+  void run() {
+    schedule_.build();
+    for (int64_t j = 0; j < barriers_for(threads_); ++j) barriers_[j] = Barrier();
+    parallel(
+        threads_, [](void* self, int id, int count) { static_cast<BackwardPass*>(self)->thread(id, count); }, this);
+  }
+
+ private:
+  static constexpr int64_t width = lanes<T>;
+  static constexpr int height = full_rows<C::gates>;
+  using V = vec<T>;
+  using Layer = BackwardLayer<T>;
+  using Scratch = BackwardScratch<C, T>;
+
+  bool drops() const { return pass_.dropout > 0 && spec_.num_layers > 1; }
+
+  // --- layers, from the top ---
+
+  void thread(int id, int count) {
+    Flush flush;
+    const Team team = make_team(barriers_, id, count, spec_.num_directions);
+    for (int64_t l = spec_.num_layers - 1; l >= 0; --l) {
+      const Range steps = share(pass_.steps, id, count);
+      if (drops() && l > 0) {
+        apply_dropout(pass_, schedule_, l - 1, read_only(tape_.output(l - 1)), dropped(), steps);
+        barriers_->wait(count);
+      }
+      for (int64_t d = team.directions.first; d < team.directions.last; ++d) run_layer(make_layer(l, d), scratch_[d], team);
+      barriers_->wait(count);
+      if (!d_input(l).data) continue;
+      if (spec_.num_directions == 2) add_reverse(l, steps);
+      if (drops() && l > 0) apply_dropout(pass_, schedule_, l - 1, read_only(d_input(l)), d_input(l), steps);
+      barriers_->wait(count);
+    }
+  }
+
+  int64_t output_features() const { return spec_.num_directions * spec_.hidden_size; }
+  Rows<T> dropped() const { return contiguous(dropped_, pass_.batch, output_features()); }
+
+  // The gradient by the input of layer l, which is the gradient by the output of the layer below.
+  Rows<T> d_input(int64_t l) const {
+    if (l == 0) return rows_of<T>(call_.grad_x);
+    return contiguous(d_between_[l % 2], pass_.batch, output_features());
+  }
+
+  Rows<T> d_input(int64_t l, int64_t d) const {
+    if (d == 0 || !d_input(l).data) return d_input(l);
+    return contiguous(d_x_reverse_, pass_.batch, inputs_of(spec_, l));
+  }
+
+  void add_reverse(int64_t l, Range steps) const {
+    const Rows<T> sum = d_input(l), reverse = d_input(l, 1);
+    for (int64_t t = steps.first; t < steps.last; ++t) {
+      const StepRows rows = schedule_.rows(t);
+      for (int64_t r = 0; r < rows.count; ++r) {
+        T* to = sum.at(t, rows.batch(r));
+        const T* from = reverse.at(t, rows.batch(r));
+        for (int64_t j = 0; j < inputs_of(spec_, l); ++j) to[j] += from[j];
+      }
+    }
+  }
+
+  Layer make_layer(int64_t l, int64_t d) const {
+    const int64_t number = l * spec_.num_directions + d, units = spec_.hidden_size;
+    const bool top = l + 1 == spec_.num_layers;
+    Layer layer;
+    layer.inputs = inputs_of(spec_, l);
+    layer.units = units;
+    layer.reverse = d == 1;
+    layer.x = l == 0 ? rows_of<T>(pass_.x) : read_only(drops() ? dropped() : tape_.output(l - 1));
+    layer.y = read_only(top ? rows_of<T>(pass_.y) : tape_.output(l));
+    layer.y.data += d * units;
+    layer.h0 = state_of<T>(pass_.h0, pass_, number);
+    layer.c0 = state_of<T>(pass_.c0, pass_, number);
+    layer.saved = tape_.saved(l, d);
+    layer.d_y = top ? rows_of<T>(call_.grad_y) : read_only(d_input(l + 1));
+    if (layer.d_y.data) layer.d_y.data += d * units;
+    layer.d_hn = state_of<T>(call_.grad_hn, pass_, number);
+    layer.d_cn = state_of<T>(call_.grad_cn, pass_, number);
+    layer.d_x = d_input(l, d);
+    layer.d_h0 = state_of<T>(call_.grad_h0, pass_, number);
+    layer.d_c0 = state_of<T>(call_.grad_c0, pass_, number);
+    layer.weights = pass_.weights + number;
+    layer.gradients = call_.grad_weights ? call_.grad_weights + number : nullptr;
+    layer.per_step = call_.per_step ? static_cast<T*>(call_.per_step[number]) : nullptr;
+    return layer;
+  }
+
+  // --- one layer and direction ---
+
+  void run_layer(const Layer& layer, const Scratch& scratch, const Team& team) const {
+    const int64_t weight_bytes = extent_.row_bytes * layer.units;
+    const Part part = make_part(team, extent_, weight_bytes, full_rows<1>);
+    prepare(layer, scratch, team, part);
+    team.wait();
+    for (int64_t last = pass_.steps; last > 0; last -= block_) {
+      const int64_t first = max(0, last - block_);
+      int64_t done = 0;  // rows of the block
+      for (int64_t s = last - 1; s >= first; --s) done += step(layer, scratch, team, part, s, done);
+      team.wait();
+      if (layer.gradients) {
+        pack_operands(layer, scratch, team, done);
+        team.wait();
+        weight_products(layer, scratch, team, done);
+      }
+      if (layer.d_x.data) input_products(layer, scratch, share(done, team.rank, team.size));
+      team.wait();
+    }
+    finish(layer, scratch, team, part);
+    team.wait();
+  }
+
+  // Transposed weights, cleared sums, and the gradients of the last state.
+  void prepare(const Layer& layer, const Scratch& s, const Team& team, const Part& part) const {
+    const int64_t units = layer.units;
+    const Range own = share(panels_, team.rank, team.size);
+    pack_by_input(static_cast<const T*>(layer.weights->weight_hh), C::gates, units, units, s.u, own.first, own.last);
+    if (layer.d_x.data) {
+      const Range inputs = share(panels_of<T>(layer.inputs), team.rank, team.size);
+      pack_by_input(static_cast<const T*>(layer.weights->weight_ih), C::gates, units, layer.inputs, s.w, inputs.first,
+                    inputs.last);
+    }
+    clear(s.d_w, own, layer.inputs * C::gates * width);
+    clear(s.d_u, own, units * C::gates * width);
+    clear(s.d_bias, own, C::columns * width);
+    if (team.rank == 0) clear(s.zeros, {0, 1}, units);
+    for (int64_t p = part.panels.first; p < part.panels.last; ++p)
+      for (int64_t b = part.rows.first; b < part.rows.last; ++b) {
+        const int64_t unit = p * width, valid = min(width, units - unit), at = b * units + unit;
+        const int64_t to = (p * pass_.batch + b) * width;
+        store<T>(s.d_h + to, layer.d_hn ? load_n(layer.d_hn + at, valid) : V{});
+        if (C::has_c) store<T>(s.d_c + to, layer.d_cn ? load_n(layer.d_cn + at, valid) : V{});
+      }
+  }
+
+  static void clear(T* data, Range pieces, int64_t size) {
+    memset(static_cast<void*>(data + pieces.first * size), 0, static_cast<size_t>(pieces.size() * size) * sizeof(T));
+  }
+
+  void finish(const Layer& layer, const Scratch& s, const Team& team, const Part& part) const {
+    const int64_t units = layer.units;
+    for (int64_t p = part.panels.first; p < part.panels.last; ++p)
+      for (int64_t b = part.rows.first; b < part.rows.last; ++b) {
+        const int64_t unit = p * width, valid = min(width, units - unit), at = b * units + unit;
+        const int64_t from = (p * pass_.batch + b) * width;
+        if (layer.d_h0) store_n(layer.d_h0 + at, load(s.d_h + from), valid);
+        if (C::has_c && layer.d_c0) store_n(layer.d_c0 + at, load(s.d_c + from), valid);
+      }
+    if (!layer.gradients) return;
+    const Range own = share(panels_, team.rank, team.size);
+    const WeightGradients& g = *layer.gradients;
+    unpack_by_unit(s.d_w, C::gates, units, layer.inputs, static_cast<T*>(g.weight_ih), own.first, own.last);
+    unpack_by_unit(s.d_u, C::gates, units, units, static_cast<T*>(g.weight_hh), own.first, own.last);
+    if (g.bias_ih) unpack_bias<typename C::x_columns>(s.d_bias, units, static_cast<T*>(g.bias_ih), own);
+    if (g.bias_hh) unpack_bias<typename C::h_columns>(s.d_bias, units, static_cast<T*>(g.bias_hh), own);
+  }
+
+  template <class Map> static void unpack_bias(const T* sums, int64_t units, T* out, Range panels) {
+    for (int64_t p = panels.first; p < panels.last; ++p)
+      for (int g = 0; g < C::gates; ++g)
+        store_n(out + g * units + p * width, load(sums + (p * C::columns + Map::at(g)) * width),
+                min(width, units - p * width));
+  }
+
+  // --- one step: da of all rows, then their product with U, which is the step before's d_h ---
+
+  int64_t step(const Layer& layer, const Scratch& scratch, const Team& team, const Part& part, int64_t s,
+               int64_t done) const {
+    const int64_t t = layer.reverse ? pass_.steps - 1 - s : s;
+    const StepRows all = schedule_.rows(t), rows = schedule_.rows(t, part.rows.first, part.rows.last);
+    const int64_t base = done + rows.first - all.first;  // this part's first row in the block
+    if (team.rank == 0)
+      for (int64_t r = 0; r < all.count; ++r) scratch.rows[done + r] = {t, all.batch(r), all.first + r};
+    for (int64_t p = part.panels.first; p < part.panels.last; ++p)
+      for (int64_t r = 0; r < rows.count; ++r) apply_cell(layer, scratch, rows, t, r, p, base + r);
+    part.wait();
+    if (s > 0 || layer.d_h0)
+      for_tiles<1>(rows.count, part.panels.first, part.panels.last, [&](int64_t p, auto panels, int64_t r, auto tile) {
+        hidden_tile<decltype(tile)::value, decltype(panels)::value>(layer, scratch, rows, base, p, r);
+      });
+    return all.count;
+  }
+
+  T* da_at(const Scratch& s, int64_t p, int64_t row) const {
+    return s.da + (p * block_rows_ + row) * C::columns * width;
+  }
+
+  // The hidden state that a row started from.
+  const T* h_before(const Layer& layer, const Scratch& s, int64_t t, int64_t b, int64_t number) const {
+    if (schedule_.before(number, layer.reverse) >= 0) return layer.y.at(layer.reverse ? t + 1 : t - 1, b);
+    return layer.h0 ? layer.h0 + b * layer.units : s.zeros;
+  }
+
+  V c_before(const Layer& layer, int64_t p, int64_t b, int64_t number, int64_t valid) const {
+    const int64_t before = schedule_.before(number, layer.reverse);
+    if (before >= 0) return load(saved_at(layer, p, before) + (C::saved - 1) * width);
+    return layer.c0 ? load_part(layer.c0 + b * layer.units + p * width, valid) : V{};
+  }
+
+  const T* saved_at(const Layer& layer, int64_t p, int64_t number) const {
+    return layer.saved + (p * schedule_.total() + number) * C::saved * width;
+  }
+
+  void apply_cell(const Layer& layer, const Scratch& scratch, const StepRows& rows, int64_t t, int64_t r, int64_t p,
+                  int64_t block_row) const {
+    const int64_t b = rows.batch(r), number = rows.first + r, unit = p * width;
+    const int64_t valid = min(width, layer.units - unit), at = (p * pass_.batch + b) * width;
+    State<T> d{load(scratch.d_h + at), C::has_c ? load(scratch.d_c + at) : V{}};
+    if (layer.d_y.data) d.h += load_part(layer.d_y.at(t, b) + unit, valid);
+    if (layer.per_step) store_part(layer.per_step + (t * pass_.batch + b) * layer.units + unit, d.h, valid);
+
+    V saved[C::saved ? C::saved : 1], da[C::columns];
+    RNNFAST_UNROLL for (int j = 0; j < C::saved; ++j) saved[j] = load(saved_at(layer, p, number) + j * width);
+    const V h = C::backward_needs_h ? load_part(layer.y.at(t, b) + unit, valid) : V{};
+    State<T> prev{};
+    if (C::backward_needs_h_prev) prev.h = load_part(h_before(layer, scratch, t, b, number) + unit, valid);
+    if (C::has_c) prev.c = c_before(layer, p, b, number, valid);
+    const State<T> direct = C::backward(saved, h, prev, d, Unit<T>{spec_.activation}, da);
+
+    T* out = da_at(scratch, p, block_row);
+    RNNFAST_UNROLL for (int g = 0; g < C::columns; ++g) store<T>(out + g * width, da[g]);
+    store<T>(scratch.d_h + at, direct.h);
+    if (C::has_c) store<T>(scratch.d_c + at, direct.c);
+  }
+
+  template <int R, int P>
+  __attribute__((noinline)) void hidden_tile(const Layer& layer, const Scratch& scratch, const StepRows& rows,
+                                             int64_t base, int64_t panel, int64_t row) const {
+    V acc[R][P];
+    set_zero(acc);
+    add_units<typename C::h_columns, R, P>(acc, scratch, base + row, scratch.u, layer.units, panel);
+    for (int r = 0; r < R; ++r)
+      RNNFAST_UNROLL for (int p = 0; p < P; ++p) {
+        T* d_h = scratch.d_h + ((panel + p) * pass_.batch + rows.batch(row + r)) * width;
+        store<T>(d_h, acc[r][p] + load(d_h));
+      }
+  }
+
+  // acc += da(rows) times the transposed weights of `panel` and its neighbours.
+  template <class Map, int R, int P>
+  RNNFAST_INLINE void add_units(V (&acc)[R][P], const Scratch& scratch, int64_t row, const T* packed, int64_t units,
+                                int64_t panel) const {
+    const T *a[R], *b[P];
+    RNNFAST_UNROLL for (int r = 0; r < R; ++r) a[r] = da_at(scratch, 0, row + r);
+    RNNFAST_UNROLL for (int p = 0; p < P; ++p) b[p] = packed + (panel + p) * units * C::gates * width;
+    accumulate_units<Map, R, P, T>(acc, a, block_rows_ * C::columns * width, b, units);
+  }
+
+  // --- products over a block of steps ---
+
+  void input_products(const Layer& layer, const Scratch& scratch, Range rows) const {
+    for_tiles<1>(rows.size(), 0, panels_of<T>(layer.inputs), [&](int64_t p, auto panels, int64_t r, auto tile) {
+      input_tile<decltype(tile)::value, decltype(panels)::value>(layer, scratch, p, rows.first + r);
+    });
+  }
+
+  template <int R, int P>
+  __attribute__((noinline)) void input_tile(const Layer& layer, const Scratch& scratch, int64_t panel,
+                                            int64_t row) const {
+    V acc[R][P];
+    set_zero(acc);
+    add_units<typename C::x_columns, R, P>(acc, scratch, row, scratch.w, layer.units, panel);
+    RNNFAST_UNROLL for (int r = 0; r < R; ++r) {
+      const typename Scratch::Row& at = scratch.rows[row + r];
+      T* out = layer.d_x.at(at.t, at.b);
+      RNNFAST_UNROLL for (int p = 0; p < P; ++p) {
+        const int64_t k = (panel + p) * width;
+        store_part(out + k, acc[r][p], min(width, layer.inputs - k));
+      }
+    }
+  }
+
+  // x and h_prev of the block as tiles of `height` inputs, row after row: what the weight products broadcast.
+  void pack_operands(const Layer& layer, const Scratch& scratch, const Team& team, int64_t count) const {
+    const Range own = share(count, team.rank, team.size);
+    for (int64_t k = own.first; k < own.last; ++k) {
+      const typename Scratch::Row& row = scratch.rows[k];
+      pack_row(layer.x.at(row.t, row.b), layer.inputs, scratch.x, k);
+      pack_row(h_before(layer, scratch, row.t, row.b, row.number), layer.units, scratch.h_prev, k);
+    }
+  }
+
+  void pack_row(const T* row, int64_t size, T* packed, int64_t k) const {
+    for (int64_t j = 0; j < size; j += height) {
+      T* to = packed + (j * block_rows_ + k * height);
+      for (int64_t i = 0; i < min(height, size - j); ++i) to[i] = row[j + i];
+    }
+  }
+
+  void weight_products(const Layer& layer, const Scratch& scratch, const Team& team, int64_t count) const {
+    weight_product<typename C::x_columns>(scratch, scratch.x, layer.inputs, scratch.d_w, team, count);
+    weight_product<typename C::h_columns>(scratch, scratch.h_prev, layer.units, scratch.d_u, team, count);
+    const Range own = share(panels_, team.rank, team.size);
+    for (int64_t p = own.first; p < own.last; ++p)
+      for (int g = 0; g < C::columns; ++g) {
+        V sum = load(scratch.d_bias + (p * C::columns + g) * width);
+        for (int64_t k = 0; k < count; ++k) sum += load(da_at(scratch, p, k) + g * width);
+        store<T>(scratch.d_bias + (p * C::columns + g) * width, sum);
+      }
+  }
+
+  template <class Map>
+  void weight_product(const Scratch& scratch, const T* operand, int64_t inputs, T* sums, const Team& team,
+                      int64_t count) const {
+    // Panels are shared out where that is even enough, else inputs.
+    const int64_t tiles = ceil_div(inputs, height);
+    const bool by_panel = ceil_div(panels_, team.size) * tiles <= panels_ * ceil_div(tiles, team.size);
+    const Range panels = by_panel ? share(panels_, team.rank, team.size) : Range{0, panels_};
+    const Range own = by_panel ? Range{0, tiles} : share(tiles, team.rank, team.size);
+    for_panel_groups<full_panels<C::gates>>(panels.first, panels.last, [&](int64_t p, auto group) {
+      for (int64_t j = own.first; j < own.last; ++j)
+        with_size<height>(min(height, inputs - j * height), [&](auto rows) {
+          weight_tile<Map, decltype(rows)::value, decltype(group)::value>(scratch, operand, inputs, sums, count, p, j);
+        });
+    });
+  }
+
+  // sums[k] += sum over rows of operand[row][k] * da[row], for `R` inputs k.
+  template <class Map, int R, int P>
+  __attribute__((noinline)) void weight_tile(const Scratch& scratch, const T* operand, int64_t inputs, T* sums,
+                                             int64_t count, int64_t panel, int64_t tile) const {
+    constexpr int gates = C::gates;
+    V acc[R][P * gates];
+    const T *a[R], *b[P];
+    T* out[P];
+    RNNFAST_UNROLL for (int r = 0; r < R; ++r) a[r] = operand + tile * height * block_rows_ + r;
+    RNNFAST_UNROLL for (int p = 0; p < P; ++p) {
+      b[p] = da_at(scratch, panel + p, 0);
+      out[p] = sums + ((panel + p) * inputs + tile * height) * gates * width;
+    }
+    RNNFAST_UNROLL for (int r = 0; r < R; ++r) RNNFAST_UNROLL for (int p = 0; p < P; ++p)
+        RNNFAST_UNROLL for (int g = 0; g < gates; ++g) acc[r][p * gates + g] = load(out[p] + (r * gates + g) * width);
+    accumulate<Map, height, C::columns, R, P, T>(acc, a, b, count);
+    RNNFAST_UNROLL for (int r = 0; r < R; ++r) RNNFAST_UNROLL for (int p = 0; p < P; ++p)
+        RNNFAST_UNROLL for (int g = 0; g < gates; ++g) store<T>(out[p] + (r * gates + g) * width, acc[r][p * gates + g]);
+  }
+
+  const Backward& call_;
+  const Forward& pass_;
+  const Spec& spec_;
+  Arena arena_;
+  Schedule schedule_;
+  Tape<C, T> tape_;
+  Extent extent_;
+  int64_t panels_, block_, block_rows_;
+  int threads_;
+  Barrier* barriers_;
+  Scratch scratch_[2];
+  T *d_x_reverse_ = nullptr, *d_between_[2] = {}, *dropped_ = nullptr;
+};
+
+}  // namespace
+}  // namespace rnnfast

@@ -1,0 +1,96 @@
+// The elementary functions of recurrent cells, lane by lane: a lane's result never depends on its neighbours, and the
+// same operations run in the same order on every instruction set that has a fused multiply-add.
+//
+// NaN comes out as NaN (clamps are written `x < lo ? lo : x`, which keeps it), and true division is used throughout.
+#pragma once
+
+#include "simd.h"
+
+namespace rnnfast {
+namespace {
+
+template <class T> struct Constants;
+template <> struct Constants<float> {
+  // Adding `magic` rounds to an integer n and leaves n + 127 in the low mantissa bits, ready to become an exponent.
+  static constexpr float magic = 0x1.8p23f + 127;
+  static constexpr int mantissa = 23;
+  static constexpr float ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;  // the high part has 8 zero bits at its end
+  static constexpr float exp_low = -87.3f, exp_high = 88.3f;                  // 2^n stays normal and finite
+  static constexpr float tanh_high = 9.1f;                                    // tanh rounds to 1 from 9.011 on
+  // 1/2!, 1/3!, ... 1/7!: the next term of the series is below 2^-27 for |r| <= ln(2) / 2.
+  static constexpr float series[] = {1.0f / 2, 1.0f / 6, 1.0f / 24, 1.0f / 120, 1.0f / 720, 1.0f / 5040};
+};
+template <> struct Constants<double> {
+  static constexpr double magic = 0x1.8p52 + 1023;
+  static constexpr int mantissa = 52;
+  static constexpr double ln2_high = 0x1.62e42fefap-1, ln2_low = 0x1.cf79abc9e3b3ap-40;
+  static constexpr double exp_low = -708.3, exp_high = 709.4;
+  static constexpr double tanh_high = 19.1;  // tanh rounds to 1 from 19.06 on
+  // ... 1/13!: the next term is below 2^-57.
+  static constexpr double series[] = {1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
+                                      1.0 / 5040,   1.0 / 40320,   1.0 / 362880,   1.0 / 3628800,   1.0 / 39916800,
+                                      1.0 / 479001600, 1.0 / 6227020800};
+};
+
+// e^x = power * (1 + tail), with power = 2^n and tail = e^r - 1, where x = n ln(2) + r and |r| <= ln(2) / 2.
+template <class T> struct Exponential {
+  vec<T> power, tail;
+};
+
+template <class T> RNNFAST_INLINE Exponential<T> exponential(vec<T> x) {
+  using K = Constants<T>;
+  const vec<T> shifted = fma(x, splat(T(1.44269504088896340736)), splat(K::magic));
+  const vec<T> n = shifted - splat(K::magic);
+  const vec<T> r = fma(n, splat(-K::ln2_low), fma(n, splat(-K::ln2_high), x));
+  constexpr int terms = sizeof(K::series) / sizeof(T);
+  vec<T> series = splat(K::series[terms - 1]);
+  RNNFAST_UNROLL for (int j = terms - 2; j >= 0; --j) series = fma(series, r, splat(K::series[j]));
+  return {(vec<T>)((bits<T>)shifted << K::mantissa), fma(r * r, series, r)};
+}
+
+template <class T> RNNFAST_INLINE vec<T> clamp(vec<T> x, T low, T high) {
+  x = x < splat(low) ? splat(low) : x;
+  return x > splat(high) ? splat(high) : x;
+}
+
+template <class T> RNNFAST_INLINE vec<T> exp_of(vec<T> x) {
+  const Exponential<T> e = exponential<T>(clamp<T>(x, Constants<T>::exp_low, Constants<T>::exp_high));
+  return fma(e.power, e.tail, e.power);
+}
+
+// e^x - 1, exact near 0 too.
+template <class T> RNNFAST_INLINE vec<T> expm1_of(vec<T> x) {
+  const Exponential<T> e = exponential<T>(clamp<T>(x, Constants<T>::exp_low, Constants<T>::exp_high));
+  return fma(e.power, e.tail, e.power - splat(T(1)));
+}
+
+template <class T> RNNFAST_INLINE vec<T> sigmoid_of(vec<T> x) {
+  return splat(T(1)) / (splat(T(1)) + exp_of<T>(-x));
+}
+
+// tanh(x) = e / (e + 2) with e = exp(2x) - 1, computed for |x|; the sign bit of x is put back at the end.
+template <class T> RNNFAST_INLINE vec<T> tanh_of(vec<T> x) {
+  const bits<T> sign = (bits<T>)x & (bits<T>)splat(T(-0.0));
+  const vec<T> magnitude = (vec<T>)((bits<T>)x ^ sign);
+  const vec<T> a = magnitude > splat(Constants<T>::tanh_high) ? splat(Constants<T>::tanh_high) : magnitude;
+  const Exponential<T> two = exponential<T>(a + a);
+  const vec<T> e = fma(two.power, two.tail, two.power - splat(T(1)));
+  return (vec<T>)((bits<T>)(e / (e + splat(T(2)))) | sign);
+}
+
+// Templates over T cannot deduce it from a vector type; these can.
+RNNFAST_INLINE vf exp(vf x) { return exp_of<float>(x); }
+RNNFAST_INLINE vd exp(vd x) { return exp_of<double>(x); }
+RNNFAST_INLINE vf expm1(vf x) { return expm1_of<float>(x); }
+RNNFAST_INLINE vd expm1(vd x) { return expm1_of<double>(x); }
+RNNFAST_INLINE vf sigmoid(vf x) { return sigmoid_of<float>(x); }
+RNNFAST_INLINE vd sigmoid(vd x) { return sigmoid_of<double>(x); }
+RNNFAST_INLINE vf tanh(vf x) { return tanh_of<float>(x); }
+RNNFAST_INLINE vd tanh(vd x) { return tanh_of<double>(x); }
+
+// Derivatives, as functions of the function's value y.
+template <class V> RNNFAST_INLINE V d_sigmoid(V y) { return y * (1 - y); }
+template <class V> RNNFAST_INLINE V d_tanh(V y) { return 1 - y * y; }
+
+}  // namespace
+}  // namespace rnnfast

@@ -1,0 +1,81 @@
+// Who does what: how the work of a pass is divided over threads, and how many steps are taken together.
+// None of these choices changes a bit of any result.
+#pragma once
+
+#include "../threads.h"
+#include "schedule.h"
+
+namespace rnnfast {
+namespace {
+
+// Threads that work on one direction of a layer together, and the directions that are theirs, one after the other.
+struct Team {
+  Barrier* barrier;
+  Barrier* parts;  // one for each thread of the team
+  int rank, size;
+  Range directions;
+
+  void wait() const { barrier->wait(size); }
+};
+
+// What one thread of a team owns in the recurrence: some rows of the batch and some panels of units. Threads with the
+// same rows are peers: they need each other's h at every step.
+struct Part {
+  Range rows, panels;
+  Barrier* barrier;
+  int peers;
+
+  void wait() const { barrier->wait(peers); }
+};
+
+// The sizes of one layer that the plan depends on.
+struct Extent {
+  int64_t steps, batch, panels, row_bytes;  // row_bytes: the columns of one row, all units
+};
+
+// One barrier for all, one for each team, one for each thread's part.
+constexpr int64_t barriers_for(int64_t threads) { return 3 + threads; }
+
+// Both directions run side by side where there are two threads.
+inline Team make_team(Barrier* barriers, int id, int count, int64_t directions) {
+  Barrier* parts = barriers + 3;
+  if (directions == 1 || count == 1) return {barriers + 1, parts, id, count, {0, directions}};
+  const int first = (count + 1) / 2;  // threads of direction 0
+  return id < first ? Team{barriers + 1, parts, id, first, {0, 1}}
+                    : Team{barriers + 2, parts + first, id - first, count - first, {1, 2}};
+}
+
+// Rows are split where every thread gets full tiles of its own and its weights stay in its cache: then no thread ever
+// waits for another. Otherwise units are split, and each thread keeps its slice of the recurrent weights.
+inline Part make_part(const Team& team, const Extent& e, int64_t weight_bytes, int64_t tile_rows) {
+  constexpr int64_t private_cache = 1 << 20;
+  const bool by_rows = team.size > 1 && e.batch >= team.size * tile_rows &&
+                       (weight_bytes <= private_cache || e.panels < 2 * team.size);
+  if (by_rows) return {share(e.batch, team.rank, team.size), {0, e.panels}, team.parts + team.rank, 1};
+  return {{0, e.batch}, share(e.panels, team.rank, team.size), team.parts, team.size};
+}
+
+// A region of several threads costs microseconds to start and a barrier per step: below this much work (fused
+// multiply-adds of the pass, per step too) one thread is faster. A negative number is not up for discussion.
+inline int useful_threads(int threads, int64_t products_per_step, int64_t steps) {
+  constexpr int64_t per_step = 40000, per_pass = 2000000;
+  if (threads < 0) return -threads;
+  if (threads <= 1 || products_per_step < per_step || products_per_step * steps < per_pass) return 1;
+  return threads;
+}
+
+// Steps whose input product is taken together: enough rows to fill tiles, few enough that the result stays in cache.
+inline int64_t forward_block(const Extent& e, int threads) {
+  const int64_t budget = int64_t{256} << 10;
+  const int64_t rows = max(64, budget * threads / max(1, e.row_bytes));
+  return max(1, min(e.steps, rows / max(1, e.batch)));
+}
+
+// Steps between two weight-gradient products: each adds about this many rows to its sums at once.
+inline int64_t backward_block(const Extent& e) {
+  constexpr int64_t rows = 192;
+  return max(1, min(e.steps, ceil_div(rows, max(1, e.batch))));
+}
+
+}  // namespace
+}  // namespace rnnfast

@@ -1,0 +1,158 @@
+// Vectors of float and double whose width follows the target, and the few operations on them that C++ has no
+// operator for. The only file with intrinsics.
+//
+// vec<T> is a GCC/Clang vector type: + - * / & < ?: work on it lane by lane, so formulas stay readable, and one text
+// serves every instruction set. A new one needs a block with `splat`, `fma`, `load_n`, `store_n` and `Flush`.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define RNNFAST_INLINE inline __attribute__((always_inline))
+// Loops of constant length over arrays of vectors: the arrays live in registers only if no index is left variable.
+#if defined(__clang__)
+#define RNNFAST_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define RNNFAST_UNROLL _Pragma("GCC unroll 64")
+#endif
+
+namespace rnnfast {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int vector_bytes = 64, registers = 32;
+#elif defined(__AVX2__)
+constexpr int vector_bytes = 32, registers = 16;
+#elif defined(__aarch64__)
+constexpr int vector_bytes = 16, registers = 32;
+#else
+constexpr int vector_bytes = 16, registers = 16;
+#endif
+
+template <class T> struct vector_of;
+template <> struct vector_of<float> {
+  typedef float type __attribute__((vector_size(vector_bytes)));
+  typedef int32_t bits __attribute__((vector_size(vector_bytes)));
+};
+template <> struct vector_of<double> {
+  typedef double type __attribute__((vector_size(vector_bytes)));
+  typedef int64_t bits __attribute__((vector_size(vector_bytes)));
+};
+template <class T> using vec = typename vector_of<T>::type;
+template <class T> using bits = typename vector_of<T>::bits;
+template <class T> constexpr int lanes = vector_bytes / static_cast<int>(sizeof(T));
+
+template <class T> RNNFAST_INLINE vec<T> load(const T* p) {
+  vec<T> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class T> RNNFAST_INLINE void store(T* p, vec<T> v) { memcpy(p, &v, sizeof v); }
+
+using vf = vec<float>;
+using vd = vec<double>;
+
+// splat: x in every lane.  fma: a * b + c, rounded once (twice on x86_64_v2, which has no such instruction).
+// load_n, store_n: the first n lanes only, 0 <= n <= lanes; load_n gives 0 in the others. Memory beyond is not touched.
+#if defined(__AVX512F__)
+
+RNNFAST_INLINE vf splat(float x) { return _mm512_set1_ps(x); }
+RNNFAST_INLINE vd splat(double x) { return _mm512_set1_pd(x); }
+RNNFAST_INLINE vf fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+RNNFAST_INLINE vd fma(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
+RNNFAST_INLINE vf load_n(const float* p, int64_t n) {
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+}
+RNNFAST_INLINE vd load_n(const double* p, int64_t n) {
+  return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p);
+}
+RNNFAST_INLINE void store_n(float* p, vf v, int64_t n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), v);
+}
+RNNFAST_INLINE void store_n(double* p, vd v, int64_t n) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), v);
+}
+
+#elif defined(__AVX2__)
+
+RNNFAST_INLINE vf splat(float x) { return _mm256_set1_ps(x); }
+RNNFAST_INLINE vd splat(double x) { return _mm256_set1_pd(x); }
+RNNFAST_INLINE vf fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+RNNFAST_INLINE vd fma(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
+RNNFAST_INLINE __m256i first_lanes(float, int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+RNNFAST_INLINE __m256i first_lanes(double, int64_t n) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+RNNFAST_INLINE vf load_n(const float* p, int64_t n) { return _mm256_maskload_ps(p, first_lanes(0.0f, n)); }
+RNNFAST_INLINE vd load_n(const double* p, int64_t n) { return _mm256_maskload_pd(p, first_lanes(0.0, n)); }
+RNNFAST_INLINE void store_n(float* p, vf v, int64_t n) { _mm256_maskstore_ps(p, first_lanes(0.0f, n), v); }
+RNNFAST_INLINE void store_n(double* p, vd v, int64_t n) { _mm256_maskstore_pd(p, first_lanes(0.0, n), v); }
+
+#else
+
+#if defined(__aarch64__)
+RNNFAST_INLINE vf splat(float x) { return vdupq_n_f32(x); }
+RNNFAST_INLINE vd splat(double x) { return vdupq_n_f64(x); }
+RNNFAST_INLINE vf fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
+RNNFAST_INLINE vd fma(vd a, vd b, vd c) { return vfmaq_f64(c, a, b); }
+#else
+RNNFAST_INLINE vf splat(float x) { return _mm_set1_ps(x); }
+RNNFAST_INLINE vd splat(double x) { return _mm_set1_pd(x); }
+RNNFAST_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }
+RNNFAST_INLINE vd fma(vd a, vd b, vd c) { return a * b + c; }
+#endif
+template <class T> RNNFAST_INLINE vec<T> load_n(const T* p, int64_t n) {
+  vec<T> v = splat(T(0));
+  for (int64_t j = 0; j < n; ++j) v[j] = p[j];
+  return v;
+}
+template <class T> RNNFAST_INLINE void store_n(T* p, vec<T> v, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) p[j] = v[j];
+}
+
+#endif
+
+// The same where most often all lanes are valid: a plain load or store is cheaper than a masked one.
+template <class T> RNNFAST_INLINE vec<T> load_part(const T* p, int64_t n) { return n == lanes<T> ? load(p) : load_n(p, n); }
+template <class T> RNNFAST_INLINE void store_part(T* p, vec<T> v, int64_t n) {
+  if (n == lanes<T>)
+    store<T>(p, v);
+  else
+    store_n(p, v, n);
+}
+
+// While it lives, this thread reads and writes denormal numbers as zeros: they cost up to 100 cycles an operation.
+// Whatever the caller had set before is restored.
+class Flush {
+ public:
+#if defined(__x86_64__)
+  Flush() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040u); }  // FTZ is bit 15, DAZ bit 6
+  ~Flush() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#elif defined(__aarch64__)
+  Flush() {
+    asm volatile("mrs %0, fpcr" : "=r"(before_));
+    asm volatile("msr fpcr, %0" : : "r"(before_ | (uint64_t{1} << 24)));  // FZ
+  }
+  ~Flush() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
+
+ private:
+  uint64_t before_;
+#endif
+  Flush(const Flush&) = delete;
+  Flush& operator=(const Flush&) = delete;
+};
+
+}  // namespace
+}  // namespace rnnfast

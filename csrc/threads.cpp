@@ -1,0 +1,383 @@
+#include "threads.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <climits>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <new>
+#include <string>
+#include <system_error>
+#include <thread>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace rnnfast {
+namespace {
+
+constexpr int max_threads = 1024;
+
+// --- what is known about this thread and this process ---
+
+thread_local bool inside_region = false;
+
+class RegionMark {
+ public:
+  RegionMark() { inside_region = true; }
+  ~RegionMark() { inside_region = false; }
+  RegionMark(const RegionMark&) = delete;
+  RegionMark& operator=(const RegionMark&) = delete;
+};
+
+class Pool;
+std::atomic<Pool*> current_pool{nullptr};
+std::atomic<bool> forked{false};
+
+// Threads do not survive a fork. The child forgets the pool (its workers are gone and its lock may be held by one of
+// them; it is leaked) and makes another when it needs one. Only async-signal-safe work is allowed here.
+void after_fork_in_child() {
+  current_pool.store(nullptr);
+  forked.store(true);
+}
+
+[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, after_fork_in_child);
+
+// --- the pool ---
+
+// A counter that one thread raises and another waits for: it spins for a while and then sleeps.
+class Event {
+ public:
+  uint32_t value() const { return value_.load(std::memory_order_acquire); }
+
+  void raise() {
+    value_.fetch_add(1);
+    // Either this load sees the sleeper, or the sleeper's check in wait() sees the new value: both are seq_cst.
+    if (asleep_.load()) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      wake_.notify_one();
+    }
+  }
+
+  void wait(uint32_t seen, int spins) {
+    for (int i = 0; i < spins; ++i) {
+      if (value() != seen) return;
+      pause_core();
+    }
+    std::unique_lock<std::mutex> lock(mutex_);
+    asleep_.store(true);
+    wake_.wait(lock, [&] { return value_.load() != seen; });
+    asleep_.store(false);
+  }
+
+ private:
+  std::atomic<uint32_t> value_{0};
+  std::atomic<bool> asleep_{false};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+};
+
+// Blocks every signal while it lives, for threads made meanwhile: Python's handlers belong to Python's threads.
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t before_;
+};
+
+// Workers are made when a region first needs them, and detached; the pool is never destroyed, so that nothing has to
+// be joined, and nothing can hang or be used after its end, while the process exits.
+class Pool {
+ public:
+  static Pool& get() {
+    Pool* pool = current_pool.load();
+    if (pool) return *pool;
+    Pool* made = new Pool;
+    if (current_pool.compare_exchange_strong(pool, made)) return *made;
+    delete made;
+    return *pool;
+  }
+
+  // False, with nothing done, where another thread's region is running.
+  bool run(int threads, Task task, void* context) {
+    std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
+    if (!lock) return false;
+    while (workers_ < threads - 1 && add_worker()) {
+    }
+    const int count = threads - 1 < workers_ ? threads : workers_ + 1;
+    const uint32_t seen = done_.value();
+    task_ = task;
+    context_ = context;
+    count_ = count;
+    unfinished_.store(count - 1, std::memory_order_relaxed);
+    for (int i = 0; i < count - 1; ++i) start_[i]->raise();
+    {
+      RegionMark mark;
+      task(context, 0, count);
+    }
+    if (count > 1) done_.wait(seen, caller_spins);
+    return true;
+  }
+
+ private:
+  // An idle worker spins only this long, because the next to need its core is often another library's thread: beside
+  // NumPy's OpenBLAS, workers that spin for milliseconds, as libgomp's do, make a matmul 26 to 40 times slower.
+  static constexpr int worker_spins = 200;
+  // The caller is in the middle of its work and its threads finish at about the same time.
+  static constexpr int caller_spins = 2000;
+
+  bool add_worker() {
+    try {
+      SignalsBlocked guard;
+      start_[workers_] = new Event;
+      std::thread(&Pool::work, this, workers_ + 1, start_[workers_]).detach();
+      ++workers_;
+      return true;
+    } catch (const std::system_error&) {  // no more threads to be had: the region is smaller
+      delete start_[workers_];
+      return false;
+    }
+  }
+
+  void work(int id, Event* start) {
+    inside_region = true;  // a worker runs nothing but regions
+    for (uint32_t seen = 0;; ++seen) {
+      start->wait(seen, worker_spins);
+      task_(context_, id, count_);
+      if (unfinished_.fetch_sub(1) == 1) done_.raise();
+    }
+  }
+
+  std::mutex busy_;
+  int workers_ = 0;
+  Event* start_[max_threads - 1] = {};
+  Task task_ = nullptr;
+  void* context_ = nullptr;
+  int count_ = 0;
+  alignas(64) std::atomic<int> unfinished_{0};
+  Event done_;
+};
+
+// --- OpenMP ---
+
+#if defined(_OPENMP)
+// An OpenMP runtime whose threads were lost in a fork waits for them forever. Whether another library had used it
+// before the fork cannot be known, so that no forked child uses it.
+bool lost_in_fork() {
+  if (!forked.load(std::memory_order_relaxed)) return false;
+  static std::atomic<bool> warned{false};
+  if (!warned.exchange(true)) {
+    std::fputs(
+        "rnnfast: this process was forked, where OpenMP's threads cannot be used: running with 1 thread. "
+        "RNNFAST_THREADING=pool has no such limit.\n",
+        stderr);
+  }
+  return true;
+}
+
+bool run_openmp(int threads, Task task, void* context) {
+  if (omp_in_parallel() || lost_in_fork()) return false;
+#pragma omp parallel num_threads(threads)
+  {
+    RegionMark mark;
+    task(context, omp_get_thread_num(), omp_get_num_threads());
+  }
+  return true;
+}
+#else
+bool run_openmp(int, Task, void*) { return false; }
+#endif
+
+// --- which backend ---
+
+enum class Backend : int { unset, pool, openmp, unknown };
+std::atomic<Backend> chosen_backend{Backend::unset};
+
+Backend backend_named(const char* name) {
+  if (!name || !*name) return Backend::unset;
+  if (!std::strcmp(name, "pool")) return Backend::pool;
+#if defined(_OPENMP)
+  if (!std::strcmp(name, "openmp")) return Backend::openmp;
+#endif
+  return Backend::unknown;
+}
+
+// The pool is the default because it does no harm beside NumPy, whose OpenBLAS has threads of its own: a matmul
+// alternating with an OpenMP region on 2 cores took 8,000 us a pair where each alone takes 310, as the idle workers
+// of each spin on the core that the other needs.
+Backend backend() {
+  const Backend chosen = chosen_backend.load(std::memory_order_relaxed);
+  if (chosen != Backend::unset) return chosen;
+  const Backend wanted = backend_named(std::getenv("RNNFAST_THREADING"));
+  return wanted == Backend::unset ? Backend::pool : wanted;
+}
+
+// --- how many threads ---
+
+std::atomic<int> chosen_threads{0};
+
+// The positive integer at the start of `text`, followed by its end or, in a list, by a comma; else 0.
+int parse_count(const char* text, bool list) {
+  if (!text) return 0;
+  char* end = nullptr;
+  errno = 0;
+  const long value = std::strtol(text, &end, 10);
+  if (end == text || errno || value <= 0) return 0;
+  while (*end == ' ' || *end == '\t') ++end;
+  if (*end && !(list && *end == ',')) return 0;
+  return value < max_threads ? static_cast<int>(value) : max_threads;
+}
+
+#if defined(__linux__)
+// Up to 8 KB of a file, or "" where it cannot be read.
+std::string read_small(const std::string& path) {
+  std::FILE* file = std::fopen(path.c_str(), "r");
+  if (!file) return {};
+  char text[8192];
+  const size_t size = std::fread(text, 1, sizeof text, file);
+  std::fclose(file);
+  return std::string(text, size);
+}
+
+// Cores' worth of time that one cgroup directory allows, rounded up; INT_MAX for no limit.
+int quota_of(const std::string& directory, bool v2) {
+  double quota = 0, period = 0;
+  if (v2) {
+    if (std::sscanf(read_small(directory + "/cpu.max").c_str(), "%lf %lf", &quota, &period) != 2) return INT_MAX;
+  } else {
+    quota = std::atof(read_small(directory + "/cpu.cfs_quota_us").c_str());
+    period = std::atof(read_small(directory + "/cpu.cfs_period_us").c_str());
+  }
+  if (!(quota > 0 && period > 0) || quota >= period * max_threads) return INT_MAX;
+  const int whole = static_cast<int>(quota / period);
+  return whole * period < quota ? whole + 1 : whole;
+}
+
+// The least quota of a cgroup and those that it is in. A container's path may start outside of what it sees; the
+// walk to the root then still meets the container's own directory.
+int quota_along(const std::string& root, std::string path, bool v2) {
+  int least = quota_of(root, v2);
+  while (path.size() > 1) {
+    const int quota = quota_of(root + path, v2);
+    if (quota < least) least = quota;
+    path.resize(path.find_last_of('/'));
+  }
+  return least;
+}
+
+int cgroup_quota() {
+  int least = INT_MAX;
+  const std::string groups = read_small("/proc/self/cgroup");  // lines "number:controllers:path"
+  for (size_t begin = 0; begin < groups.size();) {
+    size_t end = groups.find('\n', begin);
+    if (end == std::string::npos) end = groups.size();
+    const std::string line = groups.substr(begin, end - begin);
+    begin = end + 1;
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1), path = line.substr(second + 1);
+    int quota = INT_MAX;
+    if (controllers.empty()) {
+      quota = quota_along("/sys/fs/cgroup", path, true);
+    } else if (("," + controllers + ",").find(",cpu,") != std::string::npos) {
+      quota = quota_along("/sys/fs/cgroup/cpu", path, false);  // distributions link cpu to cpu,cpuacct
+    }
+    if (quota < least) least = quota;
+  }
+  return least;
+}
+
+int allowed_cores() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+  return static_cast<int>(std::thread::hardware_concurrency());  // more cores than a cpu_set_t can name
+}
+#else
+int cgroup_quota() { return INT_MAX; }
+int allowed_cores() { return static_cast<int>(std::thread::hardware_concurrency()); }
+#endif
+
+int usable_cores() {
+  static std::atomic<int> known{0};  // no function-local lock, which a fork could leave taken
+  int cores = known.load(std::memory_order_relaxed);
+  if (cores) return cores;
+  cores = allowed_cores();
+  const int quota = cgroup_quota();
+  if (quota < cores) cores = quota;
+  if (cores < 1) cores = 1;
+  if (cores > max_threads) cores = max_threads;
+  known.store(cores, std::memory_order_relaxed);
+  return cores;
+}
+
+}  // namespace
+
+void parallel(int threads, Task task, void* context) {
+  if (threads > 1 && !inside_region) {
+    if (threads > max_threads) threads = max_threads;
+    if (backend() == Backend::openmp ? run_openmp(threads, task, context) : Pool::get().run(threads, task, context)) {
+      return;
+    }
+  }
+  task(context, 0, 1);
+}
+
+bool in_parallel() { return inside_region; }
+
+int get_num_threads() {
+  int threads = chosen_threads.load(std::memory_order_relaxed);
+  if (!threads) threads = parse_count(std::getenv("RNNFAST_NUM_THREADS"), false);
+  if (!threads) threads = parse_count(std::getenv("OMP_NUM_THREADS"), true);
+  return threads ? threads : usable_cores();
+}
+
+void set_num_threads(int threads) {
+  chosen_threads.store(threads < 0 ? 0 : threads < max_threads ? threads : max_threads, std::memory_order_relaxed);
+}
+
+const char* get_backend() {
+  switch (backend()) {
+    case Backend::pool:
+      return "pool";
+    case Backend::openmp:
+      return "openmp";
+    default:
+      return nullptr;
+  }
+}
+
+bool set_backend(const char* name) {
+  const Backend wanted = backend_named(name);
+  if (wanted == Backend::unknown) return false;
+  chosen_backend.store(wanted, std::memory_order_relaxed);
+  return true;
+}
+
+const char* available_backends() {
+#if defined(_OPENMP)
+  return "openmp, pool";
+#else
+  return "pool";
+#endif
+}
+
+void yield_core() { sched_yield(); }
+
+}  // namespace rnnfast

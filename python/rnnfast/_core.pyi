@@ -1,0 +1,84 @@
+"""The compiled part: one call per pass. Arguments are checked in Python (`_check.py`); arrays are C-contiguous unless
+said, aligned, of the dtype of the `Spec`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+class Spec:
+    def __init__(
+        self,
+        cell: str,  # "rnn", "lstm", "gru"
+        activation: str,  # "tanh", "relu": of the RNN cell
+        dtype: str,  # "float32", "float64"
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        num_directions: int,
+    ) -> None: ...
+
+class Packed:
+    """Weights packed once for one instruction set; immutable."""
+
+    def __init__(self, spec: Spec, weights: Sequence[Array], isa: str) -> None: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class Pass:
+    """One forward call and, with a tape, what backward needs. Keeps its arrays alive."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        weights: Sequence[Array] | Packed,  # per layer and direction: w_ih, w_hh[, b_ih, b_hh]
+        x: Array,  # [T, B, I]; first two strides are free, multiples of the item size
+        y: Array,  # [T, B, D*H]; writable, strides as x
+        h0: Array | None,  # [L*D, B, H]
+        c0: Array | None,
+        hn: Array,
+        cn: Array | None,
+        lengths: NDArray[np.int64] | None,
+        dropout: float,
+        seed: int,
+        train: bool,  # allocate and fill a tape
+        isa: str,  # "" = the default; ignored with Packed
+        threads: int,  # 0 = the process's number
+    ) -> None: ...
+    def forward(self) -> None: ...
+    def backward(
+        self,
+        grad_y: Array | None,  # [T, B, D*H], strides as x
+        grad_hn: Array | None,
+        grad_cn: Array | None,
+        grad_x: Array | None,
+        grad_h0: Array | None,
+        grad_c0: Array | None,
+        grad_weights: Sequence[Array],
+        per_step: Sequence[Array] | None,  # per layer and direction, [T, B, H], zeroed
+        threads: int,
+    ) -> None: ...
+    @property
+    def tape_nbytes(self) -> int: ...
+
+class Stream:
+    """One step at a time; h and c [L*D, B, H] are updated in place."""
+
+    def __init__(self, spec: Spec, packed: Packed, h: Array, c: Array | None) -> None: ...
+    # x [B, I], out [B, H], or [I] and [H] for B = 1; threads: 0 = the process's number. Words its own errors.
+    def step(self, x: Array, out: Array | None, threads: int) -> Array: ...
+
+def available_isas() -> list[str]: ...
+def default_isa() -> str: ...  # ValueError where RNNFAST_ISA names none
+def apply(isa: str, function: str, x: Array, y: Array) -> None: ...  # "exp", "expm1", "sigmoid", "tanh"
+def dropout_mask(seed: int, p: float, layer: int, steps: int, batch: int, width: int) -> NDArray[np.bool_]: ...
+def set_num_threads(n: int) -> None: ...  # 0 = the default
+def get_num_threads() -> int: ...
+def set_backend(name: str) -> None: ...  # "openmp", "pool", or "" for the default
+def get_backend() -> str: ...
+def config() -> dict[str, Any]: ...  # version, compiler, numerics, openmp

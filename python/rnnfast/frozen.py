@@ -1,0 +1,83 @@
+"""A layer for inference: weights packed once, immutable, safe to share between threads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Generic, NoReturn, TypeVar
+
+from . import _check, _core, _settings
+from ._check import Array, SupportsArray
+from ._config import Config, Configured
+from ._passes import ForwardCall
+from .stream import Stream
+
+State = TypeVar("State")
+
+
+class Frozen(Configured, Generic[State]):
+    """Made by `freeze()` of a layer. Results equal the layer's, bit for bit.
+
+    It keeps a plain copy of the weights, by which it pickles, beside the packed ones, which are for one instruction
+    set: the one in use where it was frozen or unpickled.
+    """
+
+    __slots__ = ("_config", "_packed", "_spec", "_weights")
+    _weights: dict[str, Array]
+    _spec: _core.Spec
+    _packed: _core.Packed
+
+    def __init__(self, config: Config, parameters: Mapping[str, Array]) -> None:
+        weights = {name: array.copy() for name, array in parameters.items()}
+        for array in weights.values():
+            array.flags.writeable = False
+        spec = config.spec()
+        packed = _core.Packed(spec, list(weights.values()), _settings.context_isa.get())
+        for name, value in (("_config", config), ("_weights", weights), ("_spec", spec), ("_packed", packed)):
+            object.__setattr__(self, name, value)
+
+    def __call__(self, x: SupportsArray, hx: Any = None, *, lengths: Any = None) -> tuple[Array, State]:
+        """Returns (output, state). Arguments, results and errors are those of the layer's own `__call__`."""
+        call = ForwardCall(self._config, self._spec, self._packed, x, hx, lengths)
+        return call.output, call.state
+
+    def stream(self, batch_size: int = 1) -> Stream:
+        """Step-by-step inference for `batch_size` sequences that advance together, starting from a state of zeros.
+
+        Raises ValueError for a bidirectional layer, which would need the future, and for `batch_size` below 1.
+        """
+        _check.can_stream(self._config.class_name, self._config.bidirectional)
+        batch_size = _check.size("batch_size", batch_size, 1)
+        width = max(self._config.input_size, self._config.gate_rows)
+        _check.call_size(1, batch_size * self._config.num_layers, width)
+        return Stream(self._config, self._spec, self._packed, batch_size)
+
+    @property
+    def isa(self) -> str:
+        """Name of the instruction set that the weights are packed for."""
+        return self._packed.isa
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weights."""
+        return self._packed.nbytes
+
+    def state_dict(self) -> dict[str, Array]:
+        """The weights by PyTorch's names; read-only."""
+        return dict(self._weights)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a frozen layer cannot be changed ({name}); change the layer and freeze it again")
+
+    __delattr__ = __setattr__  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Frozen, (self._config, self._weights)
+
+    def __copy__(self) -> Frozen[State]:
+        return self  # immutable
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Frozen[State]:
+        return self
+
+    def __repr__(self) -> str:
+        return f"Frozen({self._config}, isa={self.isa!r})"

@@ -1,0 +1,78 @@
+"""Inference one step at a time, for input that arrives while it is processed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import _check, _core, _settings
+from ._check import Array, SupportsArray
+from ._config import Config
+
+
+class Stream:
+    """Made by `stream()` of a frozen layer. Holds the state of `batch_size` sequences.
+
+    Steps equal one call over the whole sequence, bit for bit. A stream belongs to one thread at a time; any number of
+    streams may share a frozen layer.
+    """
+
+    __slots__ = ("_c", "_config", "_engine", "_h", "batch_size")
+
+    def __init__(self, config: Config, spec: _core.Spec, packed: _core.Packed, batch_size: int) -> None:
+        self._config = config
+        self.batch_size = batch_size
+        self._h = np.zeros(config.state_shape(batch_size), config.dtype)
+        self._c = np.zeros_like(self._h) if config.num_states == 2 else None
+        self._engine = _core.Stream(spec, packed, self._h, self._c)
+
+    def step(self, x_t: SupportsArray, out: Array | None = None) -> Array:
+        """Takes one step of every sequence and returns the last layer's h.
+
+        x_t: [B, I], or [I] with batch_size 1, of the layer's dtype. A strided or misaligned array is copied.
+        out: [B, H], or [H] where x_t is [I]: receives the result, and then nothing is allocated. C-contiguous and
+            writable; it may be x_t itself.
+
+        Raises ValueError for wrong shapes and a read-only or strided `out`, TypeError for wrong dtypes and types,
+        RuntimeError if another thread is inside `step` of the same stream.
+        """
+        if type(x_t) is not np.ndarray:
+            x_t = _check.as_array("x_t", x_t)
+        return self._engine.step(x_t, out, _settings.context_threads.get())
+
+    @property
+    def state(self) -> Any:
+        """A copy of the state, [layers, B, H], for an LSTM the tuple (h, c) of two; assign one to continue from it.
+
+        Assigning raises ValueError for a wrong shape or form, TypeError for a wrong dtype or type.
+        """
+        return self._h.copy() if self._c is None else (self._h.copy(), self._c.copy())
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        config = self._config
+        parts = _check.states("state", value, config.num_states, config.class_name)
+        labels = ("state",) if self._c is None else ("state[0]", "state[1]")
+        arrays = [
+            _check.state_array(label, part, self._h.shape, config.numpy_dtype)
+            for label, part in zip(labels, parts, strict=True)
+        ]
+        self._h[...] = arrays[0]
+        if self._c is not None:
+            self._c[...] = arrays[1]
+
+    def reset(self, rows: Any = None) -> None:
+        """Sets the state to zeros: of all sequences, or of those that `rows` names.
+
+        rows: an integer, integers, or a bool mask [B].
+
+        Raises IndexError for a row that there is not, ValueError, TypeError for other mistakes.
+        """
+        index = slice(None) if rows is None else _check.stream_rows(rows, self.batch_size)
+        self._h[:, index] = 0
+        if self._c is not None:
+            self._c[:, index] = 0
+
+    def __repr__(self) -> str:
+        return f"Stream of {self._config}, batch_size={self.batch_size}"
