@@ -109,6 +109,7 @@ bool has_shape(const py::array& a, const Shape& shape) {
 
 // Whether axes from `first` on are dense; strides of the others are any number of elements.
 bool has_layout(const py::array& a, int first) {
+  if (a.size() == 0) return true;
   py::ssize_t dense = a.itemsize();
   for (int axis = static_cast<int>(a.ndim()) - 1; axis >= 0; --axis) {
     if (a.shape(axis) > 1 && (axis >= first ? a.strides(axis) != dense : a.strides(axis) % a.itemsize() != 0))
@@ -340,19 +341,18 @@ class Stream {
       call_.cn = checked(c, "c", type_, state).mutable_data();
       call_.c0 = call_.cn;
     }
-    table_ = &weights.table;
-    entry_ = &table_->entry[static_cast<int>(spec.cell)][static_cast<int>(spec.dtype)];
-    size_t item = static_cast<size_t>(type_.itemsize());
+    entry_ = &weights.table.entry[static_cast<int>(spec.cell)][static_cast<int>(spec.dtype)];
+    const size_t item = static_cast<size_t>(type_.itemsize());
     x_copy_.allocate(static_cast<size_t>(batch() * spec.input_size) * item);
     call_.x.stride_b = spec.input_size;
     call_.y.stride_b = spec.hidden_size;
     work_ = spec.num_layers * gates(spec.cell) * spec.hidden_size * (spec.input_size + spec.hidden_size) * batch();
-    set_threads(rf::get_num_threads());
+    set_threads(1);
   }
 
   py::object step(py::handle x, py::handle out, int threads) {
     const Running running(busy_);
-    set_threads(threads_or_default(threads));
+    set_threads(work_ < worth_sharing ? 1 : threads_or_default(threads));
     const int ndim = set_input(x);
     py::object y = out.is_none() ? new_output(ndim) : checked_output(out, ndim);
     avoid_overlap();
@@ -371,6 +371,11 @@ class Stream {
     }
     ~Running() { flag.clear(std::memory_order_release); }
   };
+
+  // In multiplications of a step. Below the first, about 1 us, no second thread can help, and asking the environment
+  // how many there may be would cost a sixth of it. Below the second, about 20 us, the GIL is kept: giving it away
+  // means waiting, up to 5 ms, behind a thread that is busy in Python.
+  static constexpr int64_t worth_sharing = 1 << 15, worth_releasing = 1 << 20;
 
   int64_t batch() const { return call_.batch; }
   size_t input_bytes() const { return x_copy_.size(); }
@@ -453,10 +458,7 @@ class Stream {
     call_.x.data = x_copy_.data();
   }
 
-  // A step of a few microseconds keeps the GIL: giving it away means waiting, up to 5 ms, behind a thread that is
-  // busy in Python.
   void run() {
-    constexpr int64_t worth_releasing = 1 << 20;  // multiplications: some 20 us
     if (!call_.spec.hidden_size) return;
     if (work_ < worth_releasing) {
       entry_->forward(call_, scratch_.data());
@@ -467,7 +469,6 @@ class Stream {
   }
 
   rf::Forward call_;
-  const rf::KernelTable* table_ = nullptr;
   const rf::KernelTable::Entry* entry_ = nullptr;
   Bytes scratch_, x_copy_;
   int64_t work_ = 0;

@@ -36,7 +36,8 @@ template <class C, class T> struct BackwardScratch {
   T *w, *u;    // transposed weights: [panel of inputs][unit][gate][lane]
   T *d_w, *d_u;  // [panel][k][gate][lane]
   T* d_bias;   // [panel][column][lane]
-  T *d_h, *d_c;  // [panel][B][lane]
+  T* d_h;        // [B][panel][lane]
+  T* d_c;        // [panel][B][lane]
   T* da;       // [panel][row of the block][column][lane]
   T *x, *h_prev;  // [tile of inputs][row of the block][height]
   T* zeros;    // [H]
@@ -80,6 +81,7 @@ template <class C, class T> class BackwardPass {
     block_ = backward_block(extent_);
     block_rows_ = block_ * pass_.batch;
     barriers_ = arena_.template take<Barrier>(barriers_for(threads_));
+    out_rows_ = arena_.template take<T*>(threads_ * block_rows_);
     for (int64_t d = 0; d < directions; ++d) scratch_[d] = Scratch(arena_, widest, units, pass_.batch, block_rows_);
     if (directions == 2) d_x_reverse_ = arena_.template take<T>(pass_.steps * pass_.batch * widest);
     const int64_t output = pass_.steps * pass_.batch * directions * units;
@@ -116,7 +118,7 @@ template <class C, class T> class BackwardPass {
         apply_dropout(pass_, schedule_, l - 1, read_only(tape_.output(l - 1)), dropped(), steps);
         barriers_->wait(count);
       }
-      for (int64_t d = team.directions.first; d < team.directions.last; ++d) run_layer(make_layer(l, d), scratch_[d], team);
+      for (int64_t d = team.directions.first; d < team.directions.last; ++d) run_layer(make_layer(l, d), scratch_[d], team, out_rows_ + id * block_rows_);
       barriers_->wait(count);
       if (!d_input(l).data) continue;
       if (spec_.num_directions == 2) add_reverse(l, steps);
@@ -179,7 +181,7 @@ template <class C, class T> class BackwardPass {
 
   // --- one layer and direction ---
 
-  void run_layer(const Layer& layer, const Scratch& scratch, const Team& team) const {
+  void run_layer(const Layer& layer, const Scratch& scratch, const Team& team, T** out_rows) const {
     const int64_t weight_bytes = extent_.row_bytes * layer.units;
     const Part part = make_part(team, extent_, weight_bytes, full_rows<1>);
     prepare(layer, scratch, team, part);
@@ -187,14 +189,14 @@ template <class C, class T> class BackwardPass {
     for (int64_t last = pass_.steps; last > 0; last -= block_) {
       const int64_t first = max(0, last - block_);
       int64_t done = 0;  // rows of the block
-      for (int64_t s = last - 1; s >= first; --s) done += step(layer, scratch, team, part, s, done);
+      for (int64_t s = last - 1; s >= first; --s) done += step(layer, scratch, team, part, s, done, out_rows);
       team.wait();
       if (layer.gradients) {
         pack_operands(layer, scratch, team, done);
         team.wait();
         weight_products(layer, scratch, team, done);
       }
-      if (layer.d_x.data) input_products(layer, scratch, share(done, team.rank, team.size));
+      if (layer.d_x.data) input_products(layer, scratch, share(done, team.rank, team.size), out_rows);
       team.wait();
     }
     finish(layer, scratch, team, part);
@@ -219,7 +221,7 @@ template <class C, class T> class BackwardPass {
       for (int64_t b = part.rows.first; b < part.rows.last; ++b) {
         const int64_t unit = p * width, valid = min(width, units - unit), at = b * units + unit;
         const int64_t to = (p * pass_.batch + b) * width;
-        store<T>(s.d_h + to, layer.d_hn ? load_n(layer.d_hn + at, valid) : V{});
+        store<T>(d_h_at(s, b) + unit, layer.d_hn ? load_n(layer.d_hn + at, valid) : V{});
         if (C::has_c) store<T>(s.d_c + to, layer.d_cn ? load_n(layer.d_cn + at, valid) : V{});
       }
   }
@@ -234,7 +236,7 @@ template <class C, class T> class BackwardPass {
       for (int64_t b = part.rows.first; b < part.rows.last; ++b) {
         const int64_t unit = p * width, valid = min(width, units - unit), at = b * units + unit;
         const int64_t from = (p * pass_.batch + b) * width;
-        if (layer.d_h0) store_n(layer.d_h0 + at, load(s.d_h + from), valid);
+        if (layer.d_h0) store_n(layer.d_h0 + at, load(d_h_at(s, b) + unit), valid);
         if (C::has_c && layer.d_c0) store_n(layer.d_c0 + at, load(s.d_c + from), valid);
       }
     if (!layer.gradients) return;
@@ -256,7 +258,7 @@ template <class C, class T> class BackwardPass {
   // --- one step: da of all rows, then their product with U, which is the step before's d_h ---
 
   int64_t step(const Layer& layer, const Scratch& scratch, const Team& team, const Part& part, int64_t s,
-               int64_t done) const {
+               int64_t done, T** out_rows) const {
     const int64_t t = layer.reverse ? pass_.steps - 1 - s : s;
     const StepRows all = schedule_.rows(t), rows = schedule_.rows(t, part.rows.first, part.rows.last);
     const int64_t base = done + rows.first - all.first;  // this part's first row in the block
@@ -265,13 +267,17 @@ template <class C, class T> class BackwardPass {
     for (int64_t p = part.panels.first; p < part.panels.last; ++p)
       for (int64_t r = 0; r < rows.count; ++r) apply_cell(layer, scratch, rows, t, r, p, base + r);
     part.wait();
-    if (s > 0 || layer.d_h0)
-      for_tiles<1>(rows.count, part.panels.first, part.panels.last, [&](int64_t p, auto panels, int64_t r, auto tile) {
-        hidden_tile<decltype(tile)::value, decltype(panels)::value>(layer, scratch, rows, base, p, r);
-      });
+    if (s > 0 || layer.d_h0) {
+      for (int64_t r = 0; r < rows.count; ++r) out_rows[r] = d_h_at(scratch, rows.batch(r));
+      const UnitSums<typename C::h_columns, C::columns, T> sums{
+          da_at(scratch, 0, base), scratch.u, da_stride(), layer.units, out_rows, panels_ * width, true};
+      run_tiles<1>(sums, rows.count, part.panels.first, part.panels.last);
+    }
     return all.count;
   }
 
+  int64_t da_stride() const { return block_rows_ * C::columns * width; }
+  T* d_h_at(const Scratch& s, int64_t b) const { return s.d_h + b * panels_ * width; }
   T* da_at(const Scratch& s, int64_t p, int64_t row) const {
     return s.da + (p * block_rows_ + row) * C::columns * width;
   }
@@ -296,7 +302,7 @@ template <class C, class T> class BackwardPass {
                   int64_t block_row) const {
     const int64_t b = rows.batch(r), number = rows.first + r, unit = p * width;
     const int64_t valid = min(width, layer.units - unit), at = (p * pass_.batch + b) * width;
-    State<T> d{load(scratch.d_h + at), C::has_c ? load(scratch.d_c + at) : V{}};
+    State<T> d{load(d_h_at(scratch, b) + unit), C::has_c ? load(scratch.d_c + at) : V{}};
     if (layer.d_y.data) d.h += load_part(layer.d_y.at(t, b) + unit, valid);
     if (layer.per_step) store_part(layer.per_step + (t * pass_.batch + b) * layer.units + unit, d.h, valid);
 
@@ -310,55 +316,18 @@ template <class C, class T> class BackwardPass {
 
     T* out = da_at(scratch, p, block_row);
     RNNFAST_UNROLL for (int g = 0; g < C::columns; ++g) store<T>(out + g * width, da[g]);
-    store<T>(scratch.d_h + at, direct.h);
+    store<T>(d_h_at(scratch, b) + unit, direct.h);
     if (C::has_c) store<T>(scratch.d_c + at, direct.c);
-  }
-
-  template <int R, int P>
-  __attribute__((noinline)) void hidden_tile(const Layer& layer, const Scratch& scratch, const StepRows& rows,
-                                             int64_t base, int64_t panel, int64_t row) const {
-    V acc[R][P];
-    set_zero(acc);
-    add_units<typename C::h_columns, R, P>(acc, scratch, base + row, scratch.u, layer.units, panel);
-    for (int r = 0; r < R; ++r)
-      RNNFAST_UNROLL for (int p = 0; p < P; ++p) {
-        T* d_h = scratch.d_h + ((panel + p) * pass_.batch + rows.batch(row + r)) * width;
-        store<T>(d_h, acc[r][p] + load(d_h));
-      }
-  }
-
-  // acc += da(rows) times the transposed weights of `panel` and its neighbours.
-  template <class Map, int R, int P>
-  RNNFAST_INLINE void add_units(V (&acc)[R][P], const Scratch& scratch, int64_t row, const T* packed, int64_t units,
-                                int64_t panel) const {
-    const T *a[R], *b[P];
-    RNNFAST_UNROLL for (int r = 0; r < R; ++r) a[r] = da_at(scratch, 0, row + r);
-    RNNFAST_UNROLL for (int p = 0; p < P; ++p) b[p] = packed + (panel + p) * units * C::gates * width;
-    accumulate_units<Map, R, P, T>(acc, a, block_rows_ * C::columns * width, b, units);
   }
 
   // --- products over a block of steps ---
 
-  void input_products(const Layer& layer, const Scratch& scratch, Range rows) const {
-    for_tiles<1>(rows.size(), 0, panels_of<T>(layer.inputs), [&](int64_t p, auto panels, int64_t r, auto tile) {
-      input_tile<decltype(tile)::value, decltype(panels)::value>(layer, scratch, p, rows.first + r);
-    });
-  }
-
-  template <int R, int P>
-  __attribute__((noinline)) void input_tile(const Layer& layer, const Scratch& scratch, int64_t panel,
-                                            int64_t row) const {
-    V acc[R][P];
-    set_zero(acc);
-    add_units<typename C::x_columns, R, P>(acc, scratch, row, scratch.w, layer.units, panel);
-    RNNFAST_UNROLL for (int r = 0; r < R; ++r) {
-      const typename Scratch::Row& at = scratch.rows[row + r];
-      T* out = layer.d_x.at(at.t, at.b);
-      RNNFAST_UNROLL for (int p = 0; p < P; ++p) {
-        const int64_t k = (panel + p) * width;
-        store_part(out + k, acc[r][p], min(width, layer.inputs - k));
-      }
-    }
+  void input_products(const Layer& layer, const Scratch& scratch, Range rows, T** out_rows) const {
+    for (int64_t k = rows.first; k < rows.last; ++k)
+      out_rows[k - rows.first] = layer.d_x.at(scratch.rows[k].t, scratch.rows[k].b);
+    const UnitSums<typename C::x_columns, C::columns, T> sums{
+        da_at(scratch, 0, rows.first), scratch.w, da_stride(), layer.units, out_rows, layer.inputs, false};
+    run_tiles<1>(sums, rows.size(), 0, panels_of<T>(layer.inputs));
   }
 
   // x and h_prev of the block as tiles of `height` inputs, row after row: what the weight products broadcast.
@@ -398,32 +367,9 @@ template <class C, class T> class BackwardPass {
     const bool by_panel = ceil_div(panels_, team.size) * tiles <= panels_ * ceil_div(tiles, team.size);
     const Range panels = by_panel ? share(panels_, team.rank, team.size) : Range{0, panels_};
     const Range own = by_panel ? Range{0, tiles} : share(tiles, team.rank, team.size);
-    for_panel_groups<full_panels<C::gates>>(panels.first, panels.last, [&](int64_t p, auto group) {
-      for (int64_t j = own.first; j < own.last; ++j)
-        with_size<height>(min(height, inputs - j * height), [&](auto rows) {
-          weight_tile<Map, decltype(rows)::value, decltype(group)::value>(scratch, operand, inputs, sums, count, p, j);
-        });
-    });
-  }
-
-  // sums[k] += sum over rows of operand[row][k] * da[row], for `R` inputs k.
-  template <class Map, int R, int P>
-  __attribute__((noinline)) void weight_tile(const Scratch& scratch, const T* operand, int64_t inputs, T* sums,
-                                             int64_t count, int64_t panel, int64_t tile) const {
-    constexpr int gates = C::gates;
-    V acc[R][P * gates];
-    const T *a[R], *b[P];
-    T* out[P];
-    RNNFAST_UNROLL for (int r = 0; r < R; ++r) a[r] = operand + tile * height * block_rows_ + r;
-    RNNFAST_UNROLL for (int p = 0; p < P; ++p) {
-      b[p] = da_at(scratch, panel + p, 0);
-      out[p] = sums + ((panel + p) * inputs + tile * height) * gates * width;
-    }
-    RNNFAST_UNROLL for (int r = 0; r < R; ++r) RNNFAST_UNROLL for (int p = 0; p < P; ++p)
-        RNNFAST_UNROLL for (int g = 0; g < gates; ++g) acc[r][p * gates + g] = load(out[p] + (r * gates + g) * width);
-    accumulate<Map, height, C::columns, R, P, T>(acc, a, b, count);
-    RNNFAST_UNROLL for (int r = 0; r < R; ++r) RNNFAST_UNROLL for (int p = 0; p < P; ++p)
-        RNNFAST_UNROLL for (int g = 0; g < gates; ++g) store<T>(out[p] + (r * gates + g) * width, acc[r][p * gates + g]);
+    const WeightSums<Map, C::columns, T> product{
+        operand, da_at(scratch, 0, 0), height * block_rows_, da_stride(), inputs, count, sums};
+    product.run(panels.first, panels.last, own.first, own.last);
   }
 
   const Backward& call_;
@@ -436,6 +382,7 @@ template <class C, class T> class BackwardPass {
   int64_t panels_, block_, block_rows_;
   int threads_;
   Barrier* barriers_;
+  T** out_rows_;  // for each thread
   Scratch scratch_[2];
   T *d_x_reverse_ = nullptr, *d_between_[2] = {}, *dropped_ = nullptr;
 };

@@ -195,25 +195,28 @@ template <class C, class T> class ForwardPass {
       const StepRows rows = schedule_.rows(t, part.rows.first, part.rows.last);
       for (int64_t r = 0; r < rows.count; ++r) x_rows[count++] = layer.x.at(t, rows.batch(r));
     }
-    for_tiles<C::gates>(count, part.panels.first, part.panels.last, [&](int64_t p, auto panels, int64_t r, auto rows) {
-      input_tile<decltype(rows)::value, decltype(panels)::value>(layer, part, x_rows, p, r);
-    });
+    run_tiles<C::gates>(InputTiles{*this, layer, part, x_rows}, count, part.panels.first, part.panels.last);
   }
 
-  template <int R, int P>
-  __attribute__((noinline)) void input_tile(const ForwardLayer<T>& layer, const Part& part, const T* const* x_rows,
-                                            int64_t panel, int64_t row) const {
-    V acc[R][P * C::gates];
-    const T* x[R];
-    RNNFAST_UNROLL for (int r = 0; r < R; ++r) x[r] = x_rows[row + r];
-    start_chains<R, P>(layer, acc, panel);
-    add_product<R, P>(acc, x, layer.w, layer.inputs, panel);
-    RNNFAST_UNROLL for (int p = 0; p < P; ++p) {
-      T* out = x_part_at(layer, part, panel + p, row);
-      RNNFAST_UNROLL for (int r = 0; r < R; ++r) RNNFAST_UNROLL for (int g = 0; g < C::gates; ++g)
-          store<T>(out + (r * C::gates + g) * width, acc[r][p * C::gates + g]);
+  struct InputTiles {
+    const ForwardPass& pass;
+    const ForwardLayer<T>& layer;
+    const Part& part;
+    const T* const* x_rows;
+
+    template <int R, int P> void tile(int64_t panel, int64_t row) const {
+      V acc[R][P * C::gates];
+      const T* x[R];
+      RNNFAST_UNROLL for (int r = 0; r < R; ++r) x[r] = x_rows[row + r];
+      pass.template start_chains<R, P>(layer, acc, panel);
+      pass.template add_product<R, P>(acc, x, layer.w, layer.inputs, panel);
+      RNNFAST_UNROLL for (int p = 0; p < P; ++p) {
+        T* out = pass.x_part_at(layer, part, panel + p, row);
+        RNNFAST_UNROLL for (int r = 0; r < R; ++r) RNNFAST_UNROLL for (int g = 0; g < C::gates; ++g)
+            store<T>(out + (r * C::gates + g) * width, acc[r][p * C::gates + g]);
+      }
     }
-  }
+  };
 
   template <int R, int P>
   RNNFAST_INLINE void start_chains(const ForwardLayer<T>& layer, V (&acc)[R][P * C::gates], int64_t panel) const {
@@ -236,39 +239,42 @@ template <class C, class T> class ForwardPass {
   // Returns its number of rows; `done` rows of the block came before.
   int64_t step(const ForwardLayer<T>& layer, const Part& part, int64_t t, int64_t done) const {
     const StepRows rows = schedule_.rows(t, part.rows.first, part.rows.last);
-    for_tiles<C::gates>(rows.count, part.panels.first, part.panels.last,
-                        [&](int64_t p, auto panels, int64_t r, auto height) {
-                          step_tile<decltype(height)::value, decltype(panels)::value>(layer, part, rows, t, done, p, r);
-                        });
+    run_tiles<C::gates>(StepTiles{*this, layer, part, rows, t, done}, rows.count, part.panels.first, part.panels.last);
     return rows.count;
   }
 
-  template <int R, int P>
-  __attribute__((noinline)) void step_tile(const ForwardLayer<T>& layer, const Part& part, const StepRows& rows,
-                                           int64_t t, int64_t done, int64_t panel, int64_t row) const {
-    V acc[R][P * C::gates];
-    const T *x[R], *h[R];
-    T* h_next[R];
-    RNNFAST_UNROLL for (int r = 0; r < R; ++r) {
-      const int64_t b = rows.batch(row + r), before = schedule_.done(t, b, layer.reverse);
-      x[r] = layer.x.at(t, b);
-      h[r] = h_after(layer, b, before);
-      h_next[r] = h_after(layer, b, before + 1);
+  struct StepTiles {
+    const ForwardPass& pass;
+    const ForwardLayer<T>& layer;
+    const Part& part;
+    const StepRows& rows;
+    int64_t t, done;
+
+    template <int R, int P> void tile(int64_t panel, int64_t row) const {
+      V acc[R][P * C::gates];
+      const T *x[R], *h[R];
+      T* h_next[R];
+      RNNFAST_UNROLL for (int r = 0; r < R; ++r) {
+        const int64_t b = rows.batch(row + r), before = pass.schedule_.done(t, b, layer.reverse);
+        x[r] = layer.x.at(t, b);
+        h[r] = pass.h_after(layer, b, before);
+        h_next[r] = pass.h_after(layer, b, before + 1);
+      }
+      if (pass.block_ > 1) {
+        pass.template load_x_part<R, P>(layer, part, acc, panel, done + row);
+      } else {
+        pass.template start_chains<R, P>(layer, acc, panel);
+        pass.template add_product<R, P>(acc, x, layer.w, layer.inputs, panel);
+      }
+      V a[R][P][C::columns];
+      pass.template split_columns<R, P>(layer, acc, a, panel);
+      pass.template add_product<R, P>(acc, h, layer.u, layer.units, panel);
+      RNNFAST_UNROLL for (int r = 0; r < R; ++r) RNNFAST_UNROLL for (int p = 0; p < P; ++p)
+          RNNFAST_UNROLL for (int g = 0; g < C::gates; ++g) a[r][p][C::h_columns::at(g)] = acc[r][p * C::gates + g];
+      for (int r = 0; r < R; ++r)
+        for (int p = 0; p < P; ++p) pass.apply_cell(layer, rows, t, row + r, panel + p, a[r][p], h[r], h_next[r]);
     }
-    if (block_ > 1) {
-      load_x_part<R, P>(layer, part, acc, panel, done + row);
-    } else {
-      start_chains<R, P>(layer, acc, panel);
-      add_product<R, P>(acc, x, layer.w, layer.inputs, panel);
-    }
-    V a[R][P][C::columns];
-    split_columns<R, P>(layer, acc, a, panel);
-    add_product<R, P>(acc, h, layer.u, layer.units, panel);
-    RNNFAST_UNROLL for (int r = 0; r < R; ++r) RNNFAST_UNROLL for (int p = 0; p < P; ++p)
-        RNNFAST_UNROLL for (int g = 0; g < C::gates; ++g) a[r][p][C::h_columns::at(g)] = acc[r][p * C::gates + g];
-    for (int r = 0; r < R; ++r)
-      for (int p = 0; p < P; ++p) apply_cell(layer, rows, t, row + r, panel + p, a[r][p], h[r], h_next[r]);
-  }
+  };
 
   template <int R, int P>
   RNNFAST_INLINE void load_x_part(const ForwardLayer<T>& layer, const Part& part, V (&acc)[R][P * C::gates],

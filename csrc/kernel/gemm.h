@@ -26,47 +26,57 @@ template <int Gates>
 constexpr int full_rows = (registers - full_panels<Gates> * Gates - 1) / (full_panels<Gates> * Gates);
 // With fewer rows more panels run together: below 8 independent chains the latency of fma is the limit. With one row
 // the weights need no registers of their own, they are operands in memory.
-template <int Gates> constexpr int panels_for(int rows) {
-  int panels = 8;
+template <int Gates> constexpr int64_t panels_for(int64_t rows) {
+  int64_t panels = 8;
   while (panels > 1 && (rows + (rows > 1)) * Gates * panels + 2 > registers) panels /= 2;
   return panels;
 }
 
-template <int N> struct Size {
-  static constexpr int value = N;
+// A kind of tile is a class with `template <int Rows, int Panels> void tile(int64_t panel, int64_t row) const`. This is
+// the table of its instances; panels run together are 1, 2, 4 or 8.
+template <class Kind, int Gates> struct Tiles {
+  using Tile = void (Kind::*)(int64_t panel, int64_t row) const;
+  static constexpr int max_rows = full_rows<Gates>;
+  Tile at[max_rows][4] = {};
+
+  constexpr Tiles() { add_rows<max_rows>(); }
+  template <int Rows> constexpr void add_rows() {
+    add_panels<Rows, panels_for<Gates>(Rows)>();
+    if constexpr (Rows > 1) add_rows<Rows - 1>();
+  }
+  template <int Rows, int Panels> constexpr void add_panels() {
+    at[Rows - 1][log2(Panels)] = &Kind::template tile<Rows, Panels>;
+    if constexpr (Panels > 1) add_panels<Rows, Panels / 2>();
+  }
+  static constexpr int log2(int64_t n) { return n == 8 ? 3 : n == 4 ? 2 : n == 2 ? 1 : 0; }
 };
 
-// f(Size<n>) with n known to the compiler, 1 <= n <= Max.
-template <int Max, class F> RNNFAST_INLINE void with_size(int64_t n, const F& f) {
-  if (n == Max) return f(Size<Max>{});
-  if constexpr (Max > 1) with_size<Max - 1>(n, f);
+template <class Kind, int Gates> constexpr Tiles<Kind, Gates> tiles_of{};
+
+template <int Gates, class Kind>
+RNNFAST_INLINE void run_tile(const Kind& kind, int64_t panel, int64_t panels, int64_t row, int64_t rows) {
+  (kind.*tiles_of<Kind, Gates>.at[rows - 1][Tiles<Kind, Gates>::log2(panels)])(panel, row);
 }
 
-// Panels [first, last) in groups of 8, 4, 2 or 1, at most Max: f(first panel, Size<panels>).
-template <int Max, class F> RNNFAST_INLINE void for_panel_groups(int64_t first, int64_t last, const F& f) {
-  for (; first + Max <= last; first += Max) f(first, Size<Max>{});
-  if constexpr (Max > 1) for_panel_groups<Max / 2>(first, last, f);
+// How many of the `left` panels run together, at most `most`.
+constexpr int64_t panel_group(int64_t left, int64_t most) {
+  while (most > left) most /= 2;
+  return most;
 }
 
-// All tiles of `rows` rows by panels [first, last): f(first panel, Size<panels>, first row, Size<rows>). Tiles are of
-// almost equal height: 7 rows are 4 + 3, not 6 + 1. Panels are outermost, so that one panel's weights serve every row
-// while they are in cache.
-template <int Gates, class F> RNNFAST_INLINE void for_tiles(int64_t rows, int64_t first, int64_t last, const F& f) {
+// All tiles of `rows` rows by panels [first, last). Tiles are of almost equal height: 7 rows are 4 + 3, not 6 + 1.
+// Panels are outermost, so that one panel's weights serve every row while they are in cache.
+template <int Gates, class Kind> void run_tiles(const Kind& kind, int64_t rows, int64_t first, int64_t last) {
   if (rows == 0) return;
-  const int64_t tiles = ceil_div(rows, full_rows<Gates>);
-  with_size<full_rows<Gates>>(ceil_div(rows, tiles), [&](auto tallest) {
-    constexpr int height = decltype(tallest)::value;
-    for_panel_groups<panels_for<Gates>(height)>(first, last, [&](int64_t panel, auto panels) {
-      for (int64_t j = 0, row = 0; j < tiles; ++j) {
-        const int64_t next = rows * (j + 1) / tiles;
-        if (next - row == height)
-          f(panel, panels, row, tallest);
-        else if constexpr (height > 1)
-          f(panel, panels, row, Size<height - 1>{});
-        row = next;
-      }
-    });
-  });
+  const int64_t tiles = ceil_div(rows, full_rows<Gates>), tallest = ceil_div(rows, tiles);
+  for (int64_t panel = first, panels; panel < last; panel += panels) {
+    panels = panel_group(last - panel, panels_for<Gates>(tallest));
+    for (int64_t j = 0, row = 0; j < tiles; ++j) {
+      const int64_t next = rows * (j + 1) / tiles;
+      run_tile<Gates>(kind, panel, panels, row, next - row);
+      row = next;
+    }
+  }
 }
 
 // --- the register tile ---
@@ -112,9 +122,73 @@ RNNFAST_INLINE void accumulate_units(vec<T> (&acc)[Rows][Panels], const T* const
   }
 }
 
-template <int Rows, int Columns, class V> RNNFAST_INLINE void set_zero(V (&acc)[Rows][Columns]) {
-  RNNFAST_UNROLL for (int r = 0; r < Rows; ++r) RNNFAST_UNROLL for (int c = 0; c < Columns; ++c) acc[r][c] = V{};
-}
+// --- products that every cell shares ---
+
+// sums[k] += sum over rows of operand[row][k] * da[row][column of g]: a block of rows' share of a weight gradient.
+// The operand is [tile of `height` inputs][row][height], da is [panel][row][column][lane], sums [panel][k][gate][lane].
+template <class Map, int DaColumns, class T> struct WeightSums {
+  static constexpr int gates = Map::count, width = lanes<T>, height = full_rows<gates>;
+  const T *operand, *da;
+  int64_t operand_stride, da_stride;  // between tiles, between panels
+  int64_t inputs, rows;
+  T* sums;
+
+  // The tile whose first input is `input`, a multiple of `height`.
+  template <int Rows, int Panels> void tile(int64_t panel, int64_t input) const {
+    vec<T> acc[Rows][Panels * gates];
+    const T *a[Rows], *b[Panels];
+    T* out[Panels];
+    RNNFAST_UNROLL for (int r = 0; r < Rows; ++r) a[r] = operand + input / height * operand_stride + r;
+    RNNFAST_UNROLL for (int p = 0; p < Panels; ++p) {
+      b[p] = da + (panel + p) * da_stride;
+      out[p] = sums + ((panel + p) * inputs + input) * gates * width;
+    }
+    RNNFAST_UNROLL for (int r = 0; r < Rows; ++r) RNNFAST_UNROLL for (int p = 0; p < Panels; ++p)
+        RNNFAST_UNROLL for (int g = 0; g < gates; ++g) acc[r][p * gates + g] = load(out[p] + (r * gates + g) * width);
+    accumulate<Map, height, DaColumns, Rows, Panels, T>(acc, a, b, rows);
+    RNNFAST_UNROLL for (int r = 0; r < Rows; ++r) RNNFAST_UNROLL for (int p = 0; p < Panels; ++p)
+        RNNFAST_UNROLL for (int g = 0; g < gates; ++g) store<T>(out[p] + (r * gates + g) * width, acc[r][p * gates + g]);
+  }
+
+  void run(int64_t first_panel, int64_t last_panel, int64_t first_tile, int64_t last_tile) const {
+    for (int64_t panel = first_panel, panels; panel < last_panel; panel += panels) {
+      panels = panel_group(last_panel - panel, full_panels<gates>);
+      for (int64_t j = first_tile; j < last_tile; ++j)
+        run_tile<gates>(*this, panel, panels, j * height, min(height, inputs - j * height));
+    }
+  }
+};
+
+// out[row] = sum over units u and gates g of da[row](u, column of g) * weights[panel][u][g]: da W or da U.
+template <class Map, int DaColumns, class T> struct UnitSums {
+  static constexpr int width = lanes<T>;
+  const T *da, *weights;
+  int64_t da_stride;  // between panels
+  int64_t units;
+  T* const* out;     // of each row
+  int64_t out_size;  // a row's features
+  bool add;          // out = sum + out
+
+  template <int Rows, int Panels> void tile(int64_t panel, int64_t row) const {
+    vec<T> acc[Rows][Panels];
+    const T *a[Rows], *b[Panels];
+    RNNFAST_UNROLL for (int r = 0; r < Rows; ++r) {
+      a[r] = da + (row + r) * DaColumns * width;
+      RNNFAST_UNROLL for (int p = 0; p < Panels; ++p) acc[r][p] = vec<T>{};
+    }
+    RNNFAST_UNROLL for (int p = 0; p < Panels; ++p) b[p] = weights + (panel + p) * units * Map::count * width;
+    accumulate_units<Map, Rows, Panels, T>(acc, a, da_stride, b, units);
+    vec<T> sums[Rows][Panels];  // in memory, so that the loops below need not be unrolled
+    RNNFAST_UNROLL for (int r = 0; r < Rows; ++r)
+      RNNFAST_UNROLL for (int p = 0; p < Panels; ++p) sums[r][p] = acc[r][p];
+    for (int r = 0; r < Rows; ++r)
+      for (int p = 0; p < Panels; ++p) {
+        const int64_t at = (panel + p) * width, valid = min(width, out_size - at);
+        T* to = out[row + r] + at;
+        store_part(to, add ? sums[r][p] + load_part(to, valid) : sums[r][p], valid);
+      }
+  }
+};
 
 // --- packing ---
 
