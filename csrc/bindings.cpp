@@ -502,6 +502,19 @@ void apply(const std::string& isa, const std::string& function, const py::array&
   table_named(isa).apply[which][single ? 0 : 1](from, to, x.size());
 }
 
+double measure_peak(const std::string& isa, const std::string& dtype, int threads, double seconds) {
+  const rf::KernelTable& table = table_named(isa);
+  const auto type = named<rf::Dtype>(dtype, {"float32", "float64"});
+  py::gil_scoped_release release;
+  return rf::measure_peak(table, type, threads, seconds);
+}
+
+double measure_read(const std::string& isa, int64_t bytes, int threads, double seconds) {
+  const rf::KernelTable& table = table_named(isa);
+  py::gil_scoped_release release;
+  return rf::measure_read(table, bytes, threads, seconds);
+}
+
 py::array dropout_mask(uint64_t seed, double p, int64_t layer, int64_t steps, int64_t batch, int64_t width) {
   py::array_t<bool> mask({steps, batch, width});
   bool* keep = mask.mutable_data();
@@ -558,6 +571,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("available_isas", &available_isas);
   m.def("default_isa", [] { return table_named("").isa; });
   m.def("apply", &apply, "isa"_a, "function"_a, "x"_a, "y"_a);
+  m.def("measure_peak", &measure_peak, "isa"_a, "dtype"_a, "threads"_a, "seconds"_a);
+  m.def("measure_read", &measure_read, "isa"_a, "bytes"_a, "threads"_a, "seconds"_a);
   m.def("dropout_mask", &dropout_mask, "seed"_a, "p"_a, "layer"_a, "steps"_a, "batch"_a, "width"_a);
   m.def("set_num_threads", &rf::set_num_threads, "n"_a);
   m.def("get_num_threads", &rf::get_num_threads);

@@ -5,6 +5,7 @@
 #include "kernel/cell_lstm.h"
 #include "kernel/cell_rnn.h"
 #include "kernel/forward.h"
+#include "kernel/roofline.h"
 #include "rnnfast.h"
 
 namespace rnnfast {
@@ -50,6 +51,8 @@ const KernelTable table = {
      {apply<float, expm1>, apply<double, expm1>},
      {apply<float, sigmoid>, apply<double, sigmoid>},
      {apply<float, tanh>, apply<double, tanh>}},
+    {fma_rounds<float>, fma_rounds<double>},
+    read_rounds,
 };
 
 }  // namespace

@@ -107,6 +107,9 @@ struct KernelTable {
   // The elementary functions, for measuring their error: y[j] = f(x[j]).
   enum Function { exp, expm1, sigmoid, tanh, functions };
   void (*apply[functions][dtypes])(const void* x, void* y, int64_t n);
+  // Work at the machine's limits, see kernel/roofline.h.
+  double (*fma_rounds[dtypes])(int64_t n, double* sink);
+  void (*read_rounds)(const void* data, int64_t bytes, int64_t n, double* sink);
 };
 
 // --- instruction sets (dispatch.cpp) ---
@@ -129,6 +132,13 @@ void pack(const KernelTable&, const Spec&, const Weights*, void* packed);
 size_t tape_bytes(const KernelTable&, const Forward&);
 void forward(const KernelTable&, const Forward&);
 void backward(const KernelTable&, const Backward&);
+
+// --- limits of this machine (roofline.cpp) ---
+
+// Floating-point operations per second that `threads` threads reach with fused multiply-adds in registers.
+double measure_peak(const KernelTable&, Dtype, int threads, double seconds);
+// Bytes per second that they read together, each from a buffer of its own of this size.
+double measure_read(const KernelTable&, int64_t bytes, int threads, double seconds);
 
 // --- dropout between layers ---
 // Masks are a function of the place in the sequence, so they are never stored: backward computes them again.
