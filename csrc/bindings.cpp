@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -174,7 +175,30 @@ class Bytes {  // aligned to a cache line
   size_t size_ = 0;
 };
 
-int threads_or_default(int threads) { return threads > 0 ? threads : rf::get_num_threads(); }
+int threads_or_default(int threads) { return threads != 0 ? threads : rf::get_num_threads(); }
+
+// --- Ctrl-C ---
+
+thread_local std::chrono::steady_clock::time_point last_asked;
+
+// Whether a signal handler of Python's raised an exception. Taking the GIL may mean waiting for it, so seldom.
+bool ask_python() {
+  const auto now = std::chrono::steady_clock::now();
+  if (now - last_asked < std::chrono::milliseconds(50)) return false;
+  last_asked = now;
+  py::gil_scoped_acquire locked;
+  return PyErr_CheckSignals() != 0;
+}
+
+template <class Run> void run_interruptibly(const Run& run) {
+  last_asked = std::chrono::steady_clock::now();
+  bool finished;
+  {
+    py::gil_scoped_release unlocked;
+    finished = run();
+  }
+  if (!finished) throw py::error_already_set();
+}
 
 // --- weights ---
 
@@ -238,6 +262,7 @@ class Pass {
     call_.dropout = dropout;
     call_.seed = seed;
     call_.threads = threads_or_default(threads);
+    call_.interrupted = ask_python;
     set_weights(weights, isa);
     set_lengths(lengths);
     if (!train) return;
@@ -247,8 +272,7 @@ class Pass {
 
   void forward() {
     if (!width()) return;
-    py::gil_scoped_release unlocked;
-    rf::forward(*table_, call_);
+    run_interruptibly([&] { return rf::forward(*table_, call_); });
   }
 
   void backward(const py::object& grad_y, const py::object& grad_hn, const py::object& grad_cn,
@@ -269,8 +293,8 @@ class Pass {
     back.per_step = steps_out.empty() ? nullptr : steps_out.data();
     back.threads = threads_or_default(threads);
     if (!width()) return;
-    py::gil_scoped_release unlocked;
-    rf::backward(*table_, back);
+    back.interrupted = ask_python;
+    run_interruptibly([&] { return rf::backward(*table_, back); });
   }
 
   size_t tape_nbytes() const { return tape_.size(); }

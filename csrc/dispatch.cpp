@@ -118,14 +118,14 @@ void check(const Forward& pass) {
   require(pass.hn || !has_state, "hn is null");
   require(pass.cn || !has_state || spec.cell != Cell::lstm, "cn is null");
   require(pass.dropout >= 0 && pass.dropout <= 1, "dropout is not in [0, 1]");
-  require(pass.threads >= 1, "threads is not positive");
+  require(pass.threads != 0, "threads is 0");
 }
 
 void check(const Backward& call) {
   require(call.pass, "pass is null");
   check(*call.pass);
   require(call.pass->tape, "the forward call kept no tape");
-  require(call.threads >= 1, "threads is not positive");
+  require(call.threads != 0, "threads is 0");
   const Spec& spec = call.pass->spec;
   for (int64_t i = 0; call.grad_weights && i < spec.num_layers * spec.num_directions; ++i) {
     require(!call.grad_weights[i].bias_ih == !call.grad_weights[i].bias_hh, "one of two bias gradients is null", i);
@@ -199,18 +199,18 @@ size_t tape_bytes(const KernelTable& table, const Forward& pass) {
   return entry(table, pass.spec).tape_bytes(pass);
 }
 
-void forward(const KernelTable& table, const Forward& pass) {
+bool forward(const KernelTable& table, const Forward& pass) {
   check(pass);
   const KernelTable::Entry& kernels = entry(table, pass.spec);
   Scratch scratch(kernels.forward_scratch(pass));
-  kernels.forward(pass, scratch.data());
+  return kernels.forward(pass, scratch.data());
 }
 
-void backward(const KernelTable& table, const Backward& call) {
+bool backward(const KernelTable& table, const Backward& call) {
   check(call);
   const KernelTable::Entry& kernels = entry(table, call.pass->spec);
   Scratch scratch(kernels.backward_scratch(call));
-  kernels.backward(call, scratch.data());
+  return kernels.backward(call, scratch.data());
 }
 
 }  // namespace rnnfast

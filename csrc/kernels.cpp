@@ -24,9 +24,9 @@ template <class C, class T> constexpr KernelTable::Entry entry() {
         return Tape<C, T>(sizes, Schedule(none, sizes).total()).bytes();
       },
       [](const Forward& pass) { return ForwardPass<C, T>(pass, nullptr).scratch_bytes(); },
-      [](const Forward& pass, void* scratch) { ForwardPass<C, T>(pass, scratch).run(); },
+      [](const Forward& pass, void* scratch) { return ForwardPass<C, T>(pass, scratch).run(); },
       [](const Backward& call) { return BackwardPass<C, T>(call, nullptr).scratch_bytes(); },
-      [](const Backward& call, void* scratch) { BackwardPass<C, T>(call, scratch).run(); },
+      [](const Backward& call, void* scratch) { return BackwardPass<C, T>(call, scratch).run(); },
   };
 }
 

@@ -72,6 +72,7 @@ struct Forward {
   double dropout = 0.0;              // probability between layers; applied only with a tape
   uint64_t seed = 0;                 // of the dropout masks
   int threads = 1;                   // at most; small work takes fewer. Negative: exactly so many (for tests)
+  bool (*interrupted)() = nullptr;   // asked now and then by the calling thread: whether to give up
 };
 
 // The gradients of a loss. `pass` is the forward call, unchanged: same weights, x, y, h0, c0, tape.
@@ -88,6 +89,7 @@ struct Backward {
   const WeightGradients* grad_weights = nullptr;    // [L*D]
   void* const* per_step = nullptr;                  // [L*D] arrays [T, B, H]: d loss / d h_t
   int threads = 1;                                  // as in Forward
+  bool (*interrupted)() = nullptr;                  // as in Forward
 };
 
 // What one instruction set offers. Each is filled by the one exported symbol of a kernel object.
@@ -97,9 +99,9 @@ struct KernelTable {
     void (*pack)(const Spec&, const Weights*, void* packed);
     size_t (*tape_bytes)(const Forward&);
     size_t (*forward_scratch)(const Forward&);
-    void (*forward)(const Forward&, void* scratch);
+    bool (*forward)(const Forward&, void* scratch);
     size_t (*backward_scratch)(const Backward&);
-    void (*backward)(const Backward&, void* scratch);
+    bool (*backward)(const Backward&, void* scratch);
   };
   const char* isa;
   int vector_bytes;
@@ -125,13 +127,14 @@ const KernelTable* default_isa();
 
 // --- passes (dispatch.cpp) ---
 // Preconditions are those in the structs; sizes are not negative and T*B*max(I, 4*H, D*H)*8 fits an int64_t.
-// Scratch memory is allocated inside; std::bad_alloc where it cannot be.
+// Scratch memory is allocated inside; std::bad_alloc where it cannot be. False: given up because `interrupted` said so,
+// and what was written so far means nothing.
 
 size_t packed_bytes(const KernelTable&, const Spec&);
 void pack(const KernelTable&, const Spec&, const Weights*, void* packed);
 size_t tape_bytes(const KernelTable&, const Forward&);
-void forward(const KernelTable&, const Forward&);
-void backward(const KernelTable&, const Backward&);
+bool forward(const KernelTable&, const Forward&);
+bool backward(const KernelTable&, const Backward&);
 
 // --- limits of this machine (roofline.cpp) ---
 

@@ -10,11 +10,26 @@ Tolerances come from the dtype and the length of the sums, never from a bare con
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from rnnfast import reference
+
+
+@contextmanager
+def exact_threads(n: int) -> Iterator[None]:
+    """Calls made inside run on exactly ``n`` threads, however small they are. The public ``rf.threads`` sets a limit,
+    and the sizes that tests can afford are below what the engine gives to a second thread."""
+    from rnnfast import _settings  # here, because the reference and this module need no compiled part
+
+    token = _settings.context_threads.set(-n)
+    try:
+        yield
+    finally:
+        _settings.context_threads.reset(token)
 
 
 class Tolerances(NamedTuple):
@@ -31,12 +46,15 @@ def tolerances(dtype: Any, I: int, H: int, G: int, T: int, B: int) -> Tolerances
     )
 
 
-def assert_close(name: str, got: Any, want: Any, allowed: float) -> None:
-    """Fail where any element is off by more than ``allowed``. NaN equals NaN, and an infinity equals itself."""
+def assert_close(name: str, got: Any, want: Any, allowed: float) -> float:
+    """Fail where any element is off by more than ``allowed``. NaN equals NaN, and an infinity equals itself.
+
+    Returns the largest error as a fraction of ``allowed``.
+    """
     got, want = np.asarray(got), np.asarray(want, dtype=np.float64)
     assert got.shape == want.shape, f"{name}: shape {list(got.shape)}, expected {list(want.shape)}"
     if want.size == 0:
-        return
+        return 0.0
     got = got.astype(np.float64)
     with np.errstate(invalid="ignore"):
         error = np.abs(got - want)
@@ -48,6 +66,7 @@ def assert_close(name: str, got: Any, want: Any, allowed: float) -> None:
         f"{name}: max error {worst:.3e} at {list(index)} exceeds the tolerance {allowed:.3e} "
         f"(got {got[index]:.9g}, expected {want[index]:.9g}; {(error > allowed).sum()} of {error.size} exceed it)"
     )
+    return worst / allowed if worst else 0.0
 
 
 def largest(want: Any) -> float:
@@ -56,14 +75,14 @@ def largest(want: Any) -> float:
     return float(np.max(want, initial=0.0, where=np.isfinite(want)))
 
 
-def assert_close_output(name: str, got: Any, want: Any, tolerance: float, *, unbounded: bool = False) -> None:
+def assert_close_output(name: str, got: Any, want: Any, tolerance: float, *, unbounded: bool = False) -> float:
     """An output or a state; ``unbounded`` (for c) makes the tolerance relative to ``1 + max|want|``."""
-    assert_close(name, got, want, tolerance * (1.0 + largest(want) if unbounded else 1.0))
+    return assert_close(name, got, want, tolerance * (1.0 + largest(want) if unbounded else 1.0))
 
 
-def assert_close_gradient(name: str, got: Any, want: Any, tolerance: float) -> None:
+def assert_close_gradient(name: str, got: Any, want: Any, tolerance: float) -> float:
     """A gradient; the tolerance is relative to its largest element, so a gradient that is 0 everywhere must be 0."""
-    assert_close(name, got, want, tolerance * largest(want))
+    return assert_close(name, got, want, tolerance * largest(want))
 
 
 @dataclass(frozen=True)
@@ -94,27 +113,41 @@ def layer_tolerances(layer: Any, dtype: Any, shape: tuple[int, ...]) -> Toleranc
     return tolerances(dtype, widest, hidden_size, gates, shape[0], shape[1])
 
 
-def compare_layer(
+class Results(NamedTuple):
+    """What forward and backward gave, by name, as [T, B, ...]."""
+
+    outputs: dict[str, Any]
+    gradients: dict[str, Any]
+
+
+def named_results(cell: str, output: Any, state: Any, grads: Any, axes: Axes) -> Results:
+    def by_letter(prefix: str, value: Any) -> dict[str, Any]:
+        letters = reference.CELLS[cell].states
+        return {f"{prefix} {s}": v for s, v in zip(letters, (value,) if len(letters) == 1 else value, strict=True)}
+
+    gradients = {"grads.input": axes.sequence(grads.input), **by_letter("grads.state", axes.states(grads.state))}
+    gradients |= {f"grads.parameters {name}": value for name, value in grads.parameters.items()}
+    gradients |= {
+        f"grads.per_step[{k}]": axes.sequence(value) if value.shape[:-1] == grads.input.shape[:-1] else value
+        for k, value in enumerate(grads.per_step)
+    }
+    return Results({"output": axes.sequence(output), **by_letter("state", axes.states(state))}, gradients)
+
+
+def reference_results(
     layer: Any,
-    x: np.ndarray,
+    x: Any,
     hx: Any,
-    grad_output: np.ndarray | None,
+    grad_output: Any,
     grad_state: Any,
     lengths: Any = None,
     *,
     dropout_masks: Any = None,
-) -> None:
-    """Run ``layer`` forward and backward and compare everything it returns with the reference.
-
-    The arrays have the form that the layer takes: [T, B, ...], [B, T, ...] with ``batch_first``, or without a batch.
-    ``per_step`` is [T, B, H] whatever the form of the input. A layer that applies dropout needs the masks it used.
-    """
-    output, state, tape = layer.forward(x, hx, lengths=lengths)
-    grads = layer.backward(tape, grad_output, grad_state, per_step=True)
-
+) -> Results:
+    """What the reference makes of a layer's parameters, options and arguments. Masks are [T, B, D*H] factors."""
     cell = type(layer).__name__.lower()
-    axes = Axes(unbatched=x.ndim == 2, batch_first=layer.batch_first)
-    want_output, want_state, want_tape = reference.forward(
+    axes = Axes(unbatched=np.ndim(x) == 2, batch_first=layer.batch_first)
+    output, state, tape = reference.forward(
         cell,
         layer.parameters,
         axes.sequence(x),
@@ -125,33 +158,57 @@ def compare_layer(
         lengths=lengths,
         dropout_masks=dropout_masks,
     )
-    want = reference.backward(want_tape, axes.sequence(grad_output), axes.states(grad_state))
-    per_step = [value[:, None] if value.ndim == 2 else value for value in grads.per_step]
+    grads = reference.backward(tape, axes.sequence(grad_output), axes.states(grad_state))
+    return named_results(cell, output, state, grads, Axes(unbatched=False, batch_first=False))
 
-    def named(prefix: str, value: Any) -> dict[str, Any]:
-        letters = reference.CELLS[cell].states
-        return {f"{prefix} {s}": v for s, v in zip(letters, (value,) if len(letters) == 1 else value, strict=True)}
 
-    def gradients(by_input: Any, by_state: Any, by_parameters: Any, by_step: Any) -> dict[str, Any]:
-        everything = {"grads.input": by_input, **named("grads.state", by_state)}
-        everything |= {f"grads.parameters {name}": value for name, value in by_parameters.items()}
-        return everything | {f"grads.per_step[{k}]": value for k, value in enumerate(by_step)}
+def dropout_factors(layer: Any, tape: Any, axes: Axes) -> list[Any] | None:
+    """What a call multiplied the output of each layer but the last with, as [T, B, D*H]."""
+    if not getattr(layer, "dropout", 0.0) or layer.num_layers == 1:
+        return None
+    scale = 1.0 / (1.0 - layer.dropout) if layer.dropout < 1.0 else 0.0
+    return [axes.sequence(mask) * scale for mask in tape.dropout_masks()]
+
+
+class Comparison(NamedTuple):
+    """Both sides of a comparison that held, and each error as a fraction of what is allowed, by name."""
+
+    got: Results
+    want: Results
+    fractions: dict[str, float]
+
+
+def compare_layer(
+    layer: Any,
+    x: np.ndarray,
+    hx: Any,
+    grad_output: np.ndarray | None,
+    grad_state: Any,
+    lengths: Any = None,
+) -> Comparison:
+    """Run ``layer`` forward and backward and compare everything it returns with the reference.
+
+    The arrays have the form that the layer takes: [T, B, ...], [B, T, ...] with ``batch_first``, or without a batch.
+    ``per_step`` has the form of the input, or is [T, B, H]. The masks of dropout are taken from the tape.
+    """
+    output, state, tape = layer.forward(x, hx, lengths=lengths)
+    grads = layer.backward(tape, grad_output, grad_state, per_step=True)
+
+    axes = Axes(unbatched=x.ndim == 2, batch_first=layer.batch_first)
+    got = named_results(type(layer).__name__.lower(), output, state, grads, axes)
+    masks = dropout_factors(layer, tape, axes)
+    want = reference_results(layer, x, hx, grad_output, grad_state, lengths, dropout_masks=masks)
+    assert_same_names(x.dtype, got.outputs, want.outputs)
+    assert_same_names(x.dtype, got.gradients, want.gradients)
 
     allowed = layer_tolerances(layer, x.dtype, axes.sequence(x).shape)
-    assert_same_names(
-        x.dtype,
-        got := {"output": axes.sequence(output), **named("state", axes.states(state))},
-        expected := {"output": want_output, **named("state", want_state)},
-    )
-    for name, value in got.items():
-        assert_close_output(name, value, expected[name], allowed.output, unbounded=name == "state c")
-    assert_same_names(
-        x.dtype,
-        got := gradients(axes.sequence(grads.input), axes.states(grads.state), grads.parameters, per_step),
-        expected := gradients(want.input, want.state, want.parameters, want.per_step),
-    )
-    for name, value in got.items():
-        assert_close_gradient(name, value, expected[name], allowed.gradient)
+    fractions = {
+        name: assert_close_output(name, value, want.outputs[name], allowed.output, unbounded=name == "state c")
+        for name, value in got.outputs.items()
+    }
+    for name, value in got.gradients.items():
+        fractions[name] = assert_close_gradient(name, value, want.gradients[name], allowed.gradient)
+    return Comparison(got, want, fractions)
 
 
 def assert_same_names(dtype: Any, got: dict[str, Any], want: dict[str, Any]) -> None:

@@ -72,7 +72,8 @@ template <class C, class T> class BackwardPass {
         spec_(pass_.spec),
         arena_(scratch),
         schedule_(arena_, pass_),
-        tape_(pass_, schedule_.total()) {
+        tape_(pass_, schedule_.total()),
+        interrupt_(call.interrupted) {
     const int64_t units = spec_.hidden_size, directions = spec_.num_directions, widest = widest_input(spec_);
     panels_ = panels_of<T>(units);
     const int64_t products = 2 * C::gates * units * (spec_.input_size + units) * pass_.batch * directions;
@@ -80,7 +81,7 @@ template <class C, class T> class BackwardPass {
     extent_ = {pass_.steps, pass_.batch, panels_, panels_ * C::columns * width * static_cast<int64_t>(sizeof(T))};
     block_ = backward_block(extent_);
     block_rows_ = block_ * pass_.batch;
-    barriers_ = arena_.template take<Barrier>(barriers_for(threads_));
+    meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
     out_rows_ = arena_.template take<T*>(threads_ * block_rows_);
     for (int64_t d = 0; d < directions; ++d) scratch_[d] = Scratch(arena_, widest, units, pass_.batch, block_rows_);
     if (directions == 2) d_x_reverse_ = arena_.template take<T>(pass_.steps * pass_.batch * widest);
@@ -91,11 +92,13 @@ template <class C, class T> class BackwardPass {
 
   size_t scratch_bytes() const { return arena_.used(); }
 
-  void run() {
+  // False: interrupted.
+  bool run() {
     schedule_.build();
-    for (int64_t j = 0; j < barriers_for(threads_); ++j) barriers_[j] = Barrier();
+    for (int64_t j = 0; j < meetings_for(threads_); ++j) meetings_[j] = Meeting();
     parallel(
         threads_, [](void* self, int id, int count) { static_cast<BackwardPass*>(self)->thread(id, count); }, this);
+    return !interrupt_.happened();
   }
 
  private:
@@ -111,19 +114,21 @@ template <class C, class T> class BackwardPass {
 
   void thread(int id, int count) {
     Flush flush;
-    const Team team = make_team(barriers_, id, count, spec_.num_directions);
+    int64_t blocks = 0;  // begun so far
+    const Team team = make_team(meetings_, id, count, spec_.num_directions);
     for (int64_t l = spec_.num_layers - 1; l >= 0; --l) {
       const Range steps = share(pass_.steps, id, count);
       if (drops() && l > 0) {
         apply_dropout(pass_, schedule_, l - 1, read_only(tape_.output(l - 1)), dropped(), steps);
-        barriers_->wait(count);
+        meetings_->barrier.wait(count);
       }
-      for (int64_t d = team.directions.first; d < team.directions.last; ++d) run_layer(make_layer(l, d), scratch_[d], team, out_rows_ + id * block_rows_);
-      barriers_->wait(count);
+      for (int64_t d = team.directions.first; d < team.directions.last; ++d)
+        run_layer(make_layer(l, d), scratch_[d], team, id, blocks);
+      meetings_->barrier.wait(count);
       if (!d_input(l).data) continue;
       if (spec_.num_directions == 2) add_reverse(l, steps);
       if (drops() && l > 0) apply_dropout(pass_, schedule_, l - 1, read_only(d_input(l)), d_input(l), steps);
-      barriers_->wait(count);
+      meetings_->barrier.wait(count);
     }
   }
 
@@ -181,12 +186,14 @@ template <class C, class T> class BackwardPass {
 
   // --- one layer and direction ---
 
-  void run_layer(const Layer& layer, const Scratch& scratch, const Team& team, T** out_rows) const {
+  void run_layer(const Layer& layer, const Scratch& scratch, const Team& team, int id, int64_t& blocks) {
+    T** out_rows = out_rows_ + id * block_rows_;
     const int64_t weight_bytes = extent_.row_bytes * layer.units;
     const Part part = make_part(team, extent_, weight_bytes, full_rows<1>);
     prepare(layer, scratch, team, part);
     team.wait();
     for (int64_t last = pass_.steps; last > 0; last -= block_) {
+      if (interrupt_.stops(*team.meeting, team.rank == 0, id == 0, blocks++)) break;
       const int64_t first = max(0, last - block_);
       int64_t done = 0;  // rows of the block
       for (int64_t s = last - 1; s >= first; --s) done += step(layer, scratch, team, part, s, done, out_rows);
@@ -381,7 +388,8 @@ template <class C, class T> class BackwardPass {
   Extent extent_;
   int64_t panels_, block_, block_rows_;
   int threads_;
-  Barrier* barriers_;
+  Meeting* meetings_;
+  Interrupt interrupt_;
   T** out_rows_;  // for each thread
   Scratch scratch_[2];
   T *d_x_reverse_ = nullptr, *d_between_[2] = {}, *dropped_ = nullptr;

@@ -28,14 +28,14 @@ template <class T> struct ForwardLayer {
 template <class C, class T> class ForwardPass {
  public:
   ForwardPass(const Forward& pass, void* scratch)
-      : pass_(pass), spec_(pass.spec), arena_(scratch), schedule_(arena_, pass), tape_(pass, schedule_.total()) {
+      : pass_(pass), spec_(pass.spec), arena_(scratch), schedule_(arena_, pass), tape_(pass, schedule_.total()), interrupt_(pass.interrupted) {
     const int64_t units = spec_.hidden_size, directions = spec_.num_directions;
     panels_ = panels_of<T>(units);
     const int64_t products = C::gates * units * (spec_.input_size + units) * pass.batch * directions;
     threads_ = useful_threads(pass.threads, products, pass.steps * spec_.num_layers);
     extent_ = {pass.steps, pass.batch, panels_, panels_ * C::gates * width * static_cast<int64_t>(sizeof(T))};
     block_ = forward_block(extent_, threads_);
-    barriers_ = arena_.template take<Barrier>(barriers_for(threads_));
+    meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
     h_ = arena_.template take<T>(directions * 2 * pass.batch * units);
     c_ = arena_.template take<T>(C::has_c ? directions * panels_ * pass.batch * width : 0);
     if (block_ > 1) {
@@ -67,11 +67,13 @@ template <class C, class T> class ForwardPass {
 
   size_t scratch_bytes() const { return arena_.used(); }
 
-  void run() {
+  // False: interrupted.
+  bool run() {
     schedule_.build();
-    for (int64_t j = 0; j < barriers_for(threads_); ++j) barriers_[j] = Barrier();
+    for (int64_t j = 0; j < meetings_for(threads_); ++j) meetings_[j] = Meeting();
     parallel(
         threads_, [](void* self, int id, int count) { static_cast<ForwardPass*>(self)->thread(id, count); }, this);
+    return !interrupt_.happened();
   }
 
  private:
@@ -84,11 +86,12 @@ template <class C, class T> class ForwardPass {
 
   void thread(int id, int count) {
     Flush flush;
-    const Team team = make_team(barriers_, id, count, spec_.num_directions);
+    const Team team = make_team(meetings_, id, count, spec_.num_directions);
     if (!pass_.packed) {
       pack(spec_, pass_.weights, packed_, id, count);
-      barriers_->wait(count);
+      meetings_->barrier.wait(count);
     }
+    int64_t blocks = 0;  // begun so far
     Arena packed(pass_.packed ? const_cast<void*>(pass_.packed) : packed_);
     for (int64_t l = 0; l < spec_.num_layers; ++l) {
       for (int64_t d = 0; d < spec_.num_directions; ++d) {
@@ -96,13 +99,13 @@ template <class C, class T> class ForwardPass {
         if (d < team.directions.first || d >= team.directions.last) continue;
         const ForwardLayer<T> layer = make_layer(l, d, weights);
         const int64_t weight_bytes = extent_.row_bytes * (spec_.hidden_size + layer.inputs);
-        run_layer(layer, make_part(team, extent_, weight_bytes, full_rows<C::gates>), id);
+        run_layer(layer, make_part(team, extent_, weight_bytes, full_rows<C::gates>), id, blocks);
       }
       if (l + 1 == spec_.num_layers) break;
-      barriers_->wait(count);
+      meetings_->barrier.wait(count);
       if (drops()) {
         apply_dropout(pass_, schedule_, l, read_only(output(l)), dropped(), share(pass_.steps, id, count));
-        barriers_->wait(count);
+        meetings_->barrier.wait(count);
       }
     }
   }
@@ -138,11 +141,12 @@ template <class C, class T> class ForwardPass {
 
   // --- the time loop of one layer and direction ---
 
-  void run_layer(const ForwardLayer<T>& layer, const Part& part, int id) const {
+  void run_layer(const ForwardLayer<T>& layer, const Part& part, int id, int64_t& blocks) {
     load_state(layer, part);
     part.wait();
     const T** x_rows = block_ > 1 ? x_rows_ + id * block_ * pass_.batch : nullptr;
     for (int64_t s = 0; s < pass_.steps; s += block_) {
+      if (interrupt_.stops(*part.meeting, part.leader, id == 0, blocks++)) break;
       const Range block{s, min(s + block_, pass_.steps)};
       if (block_ > 1) input_product(layer, part, block, x_rows);
       int64_t done = 0;  // rows of the block
@@ -324,7 +328,8 @@ template <class C, class T> class ForwardPass {
   Extent extent_;
   int64_t panels_, block_;
   int threads_;
-  Barrier* barriers_;
+  Meeting* meetings_;
+  Interrupt interrupt_;
   T *h_, *c_, *x_part_ = nullptr, *between_[2] = {}, *dropped_ = nullptr;
   const T** x_rows_ = nullptr;
   char* packed_ = nullptr;

@@ -8,24 +8,52 @@
 namespace rnnfast {
 namespace {
 
+// Where some threads meet, and the block at whose beginning they all give up.
+struct Meeting {
+  Barrier barrier;
+  int64_t stop_at = INT64_MAX;
+};
+
+// Ends a pass early without leaving anybody waiting at a barrier. The calling thread asks; the leader of each group of
+// threads that meet announces the end one block ahead, so all of them leave at the same block.
+class Interrupt {
+ public:
+  explicit Interrupt(bool (*ask)()) : ask_(ask) {}
+
+  // At the beginning of block k, counted over the whole pass. Threads of one meeting share k.
+  bool stops(Meeting& meeting, bool leader, bool caller, int64_t k) {
+    if (!ask_) return false;
+    if (__atomic_load_n(&meeting.stop_at, __ATOMIC_RELAXED) <= k) return true;
+    if (caller && ask_()) __atomic_store_n(&happened_, true, __ATOMIC_RELAXED);
+    if (leader && happened()) __atomic_store_n(&meeting.stop_at, k + 1, __ATOMIC_RELAXED);
+    return false;
+  }
+  bool happened() const { return __atomic_load_n(&happened_, __ATOMIC_RELAXED); }
+
+ private:
+  bool (*ask_)();
+  bool happened_ = false;
+};
+
 // Threads that work on one direction of a layer together, and the directions that are theirs, one after the other.
 struct Team {
-  Barrier* barrier;
-  Barrier* parts;  // one for each thread of the team
+  Meeting* meeting;
+  Meeting* parts;  // one for each thread of the team
   int rank, size;
   Range directions;
 
-  void wait() const { barrier->wait(size); }
+  void wait() const { meeting->barrier.wait(size); }
 };
 
 // What one thread of a team owns in the recurrence: some rows of the batch and some panels of units. Threads with the
 // same rows are peers: they need each other's h at every step.
 struct Part {
   Range rows, panels;
-  Barrier* barrier;
+  Meeting* meeting;
   int peers;
+  bool leader;
 
-  void wait() const { barrier->wait(peers); }
+  void wait() const { meeting->barrier.wait(peers); }
 };
 
 // The sizes of one layer that the plan depends on.
@@ -33,16 +61,16 @@ struct Extent {
   int64_t steps, batch, panels, row_bytes;  // row_bytes: the columns of one row, all units
 };
 
-// One barrier for all, one for each team, one for each thread's part.
-constexpr int64_t barriers_for(int64_t threads) { return 3 + threads; }
+// One for all, one for each team, one for each thread's part.
+constexpr int64_t meetings_for(int64_t threads) { return 3 + threads; }
 
 // Both directions run side by side where there are two threads.
-inline Team make_team(Barrier* barriers, int id, int count, int64_t directions) {
-  Barrier* parts = barriers + 3;
-  if (directions == 1 || count == 1) return {barriers + 1, parts, id, count, {0, directions}};
+inline Team make_team(Meeting* meetings, int id, int count, int64_t directions) {
+  Meeting* parts = meetings + 3;
+  if (directions == 1 || count == 1) return {meetings + 1, parts, id, count, {0, directions}};
   const int first = (count + 1) / 2;  // threads of direction 0
-  return id < first ? Team{barriers + 1, parts, id, first, {0, 1}}
-                    : Team{barriers + 2, parts + first, id - first, count - first, {1, 2}};
+  return id < first ? Team{meetings + 1, parts, id, first, {0, 1}}
+                    : Team{meetings + 2, parts + first, id - first, count - first, {1, 2}};
 }
 
 // Rows are split where every thread gets full tiles of its own and its weights stay in its cache: then no thread ever
@@ -51,8 +79,8 @@ inline Part make_part(const Team& team, const Extent& e, int64_t weight_bytes, i
   constexpr int64_t private_cache = 1 << 20;
   const bool by_rows = team.size > 1 && e.batch >= team.size * tile_rows &&
                        (weight_bytes <= private_cache || e.panels < 2 * team.size);
-  if (by_rows) return {share(e.batch, team.rank, team.size), {0, e.panels}, team.parts + team.rank, 1};
-  return {{0, e.batch}, share(e.panels, team.rank, team.size), team.parts, team.size};
+  if (by_rows) return {share(e.batch, team.rank, team.size), {0, e.panels}, team.parts + team.rank, 1, true};
+  return {{0, e.batch}, share(e.panels, team.rank, team.size), team.parts, team.size, team.rank == 0};
 }
 
 // A region of several threads costs microseconds to start and a barrier per step: below this much work (fused

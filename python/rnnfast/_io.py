@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -70,13 +69,15 @@ def _made_from(description: Any) -> Layer[Any]:
 
 def _read_npz(source: Path) -> tuple[str | None, dict[str, Array]]:
     try:
-        with np.load(source, allow_pickle=False) as file:
+        with open(source, "rb") as stream:
+            file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
-            arrays = {name: file[name] for name in file.files}
-    except FileNotFoundError:
+                raise ValueError("it holds a single array")
+            with file:
+                arrays = {name: file[name] for name in file.files}
+    except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
         raise
-    except (ValueError, OSError, EOFError, BadZipFile, KeyError, NotImplementedError) as error:
+    except Exception as error:  # a damaged zip file raises anything: BadZipFile, zlib.error, EOFError, KeyError ...
         raise ValueError(f"{source} is not a readable .npz file: {error}") from error
     text = arrays.pop(KEY, None)
     return (None if text is None else str(text)), arrays

@@ -44,14 +44,14 @@ class Parameters(dict[str, Array]):
         for name, value in dict(*args, **kwargs).items():
             self[name] = value
 
-    def __ior__(self, other: Any) -> Parameters:
+    def __ior__(self, other: Any) -> Parameters:  # type: ignore[override, misc]
         self.update(other)
         return self
 
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(f"the parameters of {self._class_name} cannot be removed or added")
 
-    __delitem__ = pop = popitem = clear = setdefault = _refuse  # type: ignore[assignment]
+    __delitem__ = pop = popitem = clear = setdefault = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)

@@ -21,7 +21,7 @@ __all__ = ["SGD", "Adam"]
 
 
 class Optimizer:
-    """What SGD and Adam have in common: parameters, options, and arrays of state that begin as zeros."""
+    """What SGD and Adam have in common: parameters, options, and arrays of state that the first step makes."""
 
     _options: tuple[str, ...] = ()
     _buffers: tuple[str, ...] = ()
@@ -47,17 +47,15 @@ class Optimizer:
         """
         arrays = _check.gradients_for(self._params, grads)
         for name, gradient in arrays.items():
-            parameter, buffers = self._params[name], self._state[name]
-            if not buffers:
-                buffers.update({buffer: np.zeros_like(parameter) for buffer in self._buffers})
+            parameter = self._params[name]
             self._steps[name] += 1
             gradient = gradient.astype(parameter.dtype, copy=False)
             if self.weight_decay:
                 gradient = gradient + self.weight_decay * parameter
-            parameter -= self._change(gradient, buffers, self._steps[name])
+            parameter -= self._change(gradient, self._state[name], self._steps[name])
 
     def _change(self, gradient: Array, buffers: dict[str, Array], step: int) -> Array:
-        """What to subtract. Changes the buffers, not the gradient."""
+        """What to subtract. Makes and changes the buffers, not the gradient."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -123,9 +121,12 @@ class SGD(Optimizer):
     def _change(self, gradient: Array, buffers: dict[str, Array], step: int) -> Array:
         if not self.momentum:
             return self.lr * gradient
-        velocity = buffers["momentum_buffer"]
-        velocity *= self.momentum
-        velocity += gradient if step == 1 else (1.0 - self.dampening) * gradient
+        if "momentum_buffer" in buffers:
+            velocity = buffers["momentum_buffer"]
+            velocity *= self.momentum
+            velocity += (1.0 - self.dampening) * gradient
+        else:
+            velocity = buffers["momentum_buffer"] = np.array(gradient)
         return self.lr * (gradient + self.momentum * velocity) if self.nesterov else self.lr * velocity
 
 
@@ -160,11 +161,13 @@ class Adam(Optimizer):
 
     def _change(self, gradient: Array, buffers: dict[str, Array], step: int) -> Array:
         beta1, beta2 = self.betas
+        if not buffers:
+            buffers.update({name: np.zeros_like(gradient) for name in self._buffers})
         mean, square = buffers["exp_avg"], buffers["exp_avg_sq"]
         mean += (1.0 - beta1) * (gradient - mean)
         square *= beta2
         square += (1.0 - beta2) * gradient * gradient
-        change = np.sqrt(square)
+        change = np.sqrt(square, out=np.empty_like(square))  # without out= a 0-d array would become a scalar
         change /= (1.0 - beta2**step) ** 0.5
         change += self.eps
         np.divide(mean, change, out=change)
