@@ -192,37 +192,40 @@ template <class Map, int DaColumns, class T> struct UnitSums {
 
 // --- packing ---
 
+// The square of `rows` x `columns` at `in`, at most one vector each way, turned over its diagonal. Lines of `out` are
+// whole vectors with zeros behind the first `rows`, or cut there.
+template <class T, bool Cut>
+void transpose_square(const T* in, int64_t in_stride, int64_t rows, int64_t columns, T* out, int64_t out_stride) {
+  vec<T> square[lanes<T>];
+  RNNFAST_UNROLL for (int r = 0; r < lanes<T>; ++r)
+    square[r] = r < rows ? load_part(in + r * in_stride, columns) : splat(T(0));
+  transpose<T>(square);
+  RNNFAST_UNROLL for (int c = 0; c < lanes<T>; ++c)
+    if (c < columns) store_part(out + c * out_stride, square[c], Cut ? rows : lanes<T>);
+}
+
 // weight [gates * units, k] -> [panel][k][gate][lane], lanes beyond `units` 0; panels [first, last).
 template <class T>
 void pack_by_unit(const T* weight, int gates, int64_t units, int64_t k_size, T* packed, int64_t first, int64_t last) {
   constexpr int width = lanes<T>;
-  for (int64_t p = first; p < last; ++p) {
-    const int64_t valid = min(width, units - p * width);
-    T* out = packed + p * k_size * gates * width;
-    for (int g = 0; g < gates; ++g) {
-      const T* in = weight + (g * units + p * width) * k_size;
-      for (int64_t k = 0; k < k_size; ++k) {
-        T* to = out + (k * gates + g) * width;
-        for (int64_t lane = 0; lane < valid; ++lane) to[lane] = in[lane * k_size + k];
-        for (int64_t lane = valid; lane < width; ++lane) to[lane] = T(0);
-      }
-    }
-  }
+  for (int64_t p = first; p < last; ++p)
+    for (int64_t k = 0; k < k_size; k += width)
+      for (int g = 0; g < gates; ++g)
+        transpose_square<T, false>(weight + (g * units + p * width) * k_size + k, k_size,
+                                   min(width, units - p * width), min(width, k_size - k),
+                                   packed + ((p * k_size + k) * gates + g) * width, gates * width);
 }
 
 // The inverse, for gradients.
 template <class T>
 void unpack_by_unit(const T* packed, int gates, int64_t units, int64_t k_size, T* weight, int64_t first, int64_t last) {
   constexpr int width = lanes<T>;
-  for (int64_t p = first; p < last; ++p) {
-    const int64_t valid = min(width, units - p * width);
-    const T* in = packed + p * k_size * gates * width;
-    for (int g = 0; g < gates; ++g) {
-      T* out = weight + (g * units + p * width) * k_size;
-      for (int64_t k = 0; k < k_size; ++k)
-        for (int64_t lane = 0; lane < valid; ++lane) out[lane * k_size + k] = in[(k * gates + g) * width + lane];
-    }
-  }
+  for (int64_t p = first; p < last; ++p)
+    for (int64_t k = 0; k < k_size; k += width)
+      for (int g = 0; g < gates; ++g)
+        transpose_square<T, true>(packed + ((p * k_size + k) * gates + g) * width, gates * width,
+                                  min(width, k_size - k), min(width, units - p * width),
+                                  weight + (g * units + p * width) * k_size + k, k_size);
 }
 
 // The transpose for backward: weight [gates * units, k] -> [panel of k][unit][gate][lane]; panels [first, last).

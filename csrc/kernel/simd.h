@@ -130,6 +130,33 @@ template <class T> RNNFAST_INLINE void store_part(T* p, vec<T> v, int64_t n) {
     store_n(p, v, n);
 }
 
+// --- transposing a square of vectors ---
+
+template <int... I> struct Indices {};
+template <int N, int... I> struct CountTo : CountTo<N - 1, N - 1, I...> {};
+template <int... I> struct CountTo<0, I...> {
+  using type = Indices<I...>;
+};
+
+// a0 b0 a1 b1 ... from lane `From` of both.
+template <int From, class V, int... I> RNNFAST_INLINE V zip(V a, V b, Indices<I...>) {
+  return __builtin_shufflevector(a, b, (From + I / 2 + I % 2 * static_cast<int>(sizeof...(I)))...);
+}
+
+// Rows become columns: log2(lanes) rounds in which row j is zipped with row j + lanes / 2.
+template <class T> RNNFAST_INLINE void transpose(vec<T> (&row)[lanes<T>]) {
+  constexpr int width = lanes<T>;
+  using All = typename CountTo<width>::type;
+  RNNFAST_UNROLL for (int round = 1; round < width; round *= 2) {
+    vec<T> next[width];
+    RNNFAST_UNROLL for (int j = 0; j < width / 2; ++j) {
+      next[2 * j] = zip<0>(row[j], row[j + width / 2], All{});
+      next[2 * j + 1] = zip<width / 2>(row[j], row[j + width / 2], All{});
+    }
+    RNNFAST_UNROLL for (int j = 0; j < width; ++j) row[j] = next[j];
+  }
+}
+
 // While it lives, this thread reads and writes denormal numbers as zeros: they cost up to 100 cycles an operation.
 // Whatever the caller had set before is restored.
 class Flush {
