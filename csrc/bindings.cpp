@@ -245,7 +245,7 @@ class Pass {
  public:
   Pass(const rf::Spec& spec, const py::object& weights, const py::array& x, const py::array& y, const py::object& h0,
        const py::object& c0, const py::array& hn, const py::object& cn, const py::object& lengths, double dropout,
-       uint64_t seed, bool train, const std::string& isa, int threads)
+       uint64_t seed, bool train, const std::string& isa, int threads, int64_t segments)
       : arrays_(py::make_tuple(weights, x, y, h0, c0, hn, cn, lengths)), type_(numpy_dtype(spec.dtype)) {
     if (x.ndim() != 3) throw py::value_error("x has the wrong rank");
     call_.spec = spec;
@@ -263,6 +263,7 @@ class Pass {
     call_.seed = seed;
     call_.threads = threads_or_default(threads);
     call_.interrupted = ask_python;
+    call_.segments = segments;
     set_weights(weights, isa);
     set_lengths(lengths);
     if (!train) return;
@@ -579,9 +580,9 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   py::class_<Pass>(m, "Pass")
       .def(py::init<const rf::Spec&, const py::object&, const py::array&, const py::array&, const py::object&,
                     const py::object&, const py::array&, const py::object&, const py::object&, double, uint64_t, bool,
-                    const std::string&, int>(),
+                    const std::string&, int, int64_t>(),
            "spec"_a, "weights"_a, "x"_a, "y"_a, "h0"_a, "c0"_a, "hn"_a, "cn"_a, "lengths"_a, "dropout"_a, "seed"_a,
-           "train"_a, "isa"_a, "threads"_a)
+           "train"_a, "isa"_a, "threads"_a, "segments"_a = 0)
       .def("forward", &Pass::forward)
       .def("backward", &Pass::backward, "grad_y"_a, "grad_hn"_a, "grad_cn"_a, "grad_x"_a, "grad_h0"_a, "grad_c0"_a,
            "grad_weights"_a, "per_step"_a, "threads"_a)

@@ -69,6 +69,8 @@ struct Forward {
   void* hn = nullptr;                // [L*D, B, H]; may be h0
   void* cn = nullptr;                // [L*D, B, H], LSTM only; may be c0
   void* tape = nullptr;              // tape_bytes() bytes, aligned to 64; null: inference, nothing is kept
+  int64_t segments = 0;              // > 0: the tape keeps only the boundaries of so many segments of the steps, and
+                                     // backward computes the rest again; 0: it keeps everything
   double dropout = 0.0;              // probability between layers; applied only with a tape
   uint64_t seed = 0;                 // of the dropout masks
   int threads = 1;                   // at most; small work takes fewer. Negative: exactly so many (for tests)

@@ -134,6 +134,21 @@ def named_results(cell: str, output: Any, state: Any, grads: Any, axes: Axes) ->
     return Results({"output": axes.sequence(output), **by_letter("state", axes.states(state))}, gradients)
 
 
+def layer_results(
+    layer: Any, x: Any, hx: Any, grad_output: Any, grad_state: Any, lengths: Any = None
+) -> tuple[Results, list[Any] | None]:
+    """Runs ``layer`` forward and backward. Also returns what dropout multiplied the output of each layer but the last
+    with, as [T, B, D*H], for the reference."""
+    output, state, tape = layer.forward(x, hx, lengths=lengths)
+    grads = layer.backward(tape, grad_output, grad_state, per_step=True)
+    axes = Axes(unbatched=np.ndim(x) == 2, batch_first=layer.batch_first)
+    masks = None
+    if getattr(layer, "dropout", 0.0) and layer.num_layers > 1:
+        scale = 1.0 / (1.0 - layer.dropout) if layer.dropout < 1.0 else 0.0
+        masks = [axes.sequence(mask) * scale for mask in tape.dropout_masks()]
+    return named_results(type(layer).__name__.lower(), output, state, grads, axes), masks
+
+
 def reference_results(
     layer: Any,
     x: Any,
@@ -143,13 +158,14 @@ def reference_results(
     lengths: Any = None,
     *,
     dropout_masks: Any = None,
+    parameters: Any = None,
 ) -> Results:
-    """What the reference makes of a layer's parameters, options and arguments. Masks are [T, B, D*H] factors."""
+    """What the reference makes of a layer's options and arguments, and of its parameters or of the given ones."""
     cell = type(layer).__name__.lower()
     axes = Axes(unbatched=np.ndim(x) == 2, batch_first=layer.batch_first)
     output, state, tape = reference.forward(
         cell,
-        layer.parameters,
+        layer.parameters if parameters is None else parameters,
         axes.sequence(x),
         axes.states(hx),
         nonlinearity=getattr(layer, "nonlinearity", "tanh"),
@@ -162,20 +178,20 @@ def reference_results(
     return named_results(cell, output, state, grads, Axes(unbatched=False, batch_first=False))
 
 
-def dropout_factors(layer: Any, tape: Any, axes: Axes) -> list[Any] | None:
-    """What a call multiplied the output of each layer but the last with, as [T, B, D*H]."""
-    if not getattr(layer, "dropout", 0.0) or layer.num_layers == 1:
-        return None
-    scale = 1.0 / (1.0 - layer.dropout) if layer.dropout < 1.0 else 0.0
-    return [axes.sequence(mask) * scale for mask in tape.dropout_masks()]
-
-
-class Comparison(NamedTuple):
-    """Both sides of a comparison that held, and each error as a fraction of what is allowed, by name."""
-
-    got: Results
-    want: Results
-    fractions: dict[str, float]
+def compare_results(layer: Any, x: Any, got: Results, want: Results) -> dict[str, float]:
+    """Asserts that both have the same names, the layer's dtype, and values within the tolerances; returns every error
+    as a fraction of its tolerance."""
+    assert_same_names(x.dtype, got.outputs, want.outputs)
+    assert_same_names(x.dtype, got.gradients, want.gradients)
+    axes = Axes(unbatched=np.ndim(x) == 2, batch_first=layer.batch_first)
+    allowed = layer_tolerances(layer, x.dtype, axes.sequence(x).shape)
+    fractions = {
+        name: assert_close_output(name, value, want.outputs[name], allowed.output, unbounded=name == "state c")
+        for name, value in got.outputs.items()
+    }
+    for name, value in got.gradients.items():
+        fractions[name] = assert_close_gradient(name, value, want.gradients[name], allowed.gradient)
+    return fractions
 
 
 def compare_layer(
@@ -185,30 +201,15 @@ def compare_layer(
     grad_output: np.ndarray | None,
     grad_state: Any,
     lengths: Any = None,
-) -> Comparison:
+) -> dict[str, float]:
     """Run ``layer`` forward and backward and compare everything it returns with the reference.
 
     The arrays have the form that the layer takes: [T, B, ...], [B, T, ...] with ``batch_first``, or without a batch.
     ``per_step`` has the form of the input, or is [T, B, H]. The masks of dropout are taken from the tape.
     """
-    output, state, tape = layer.forward(x, hx, lengths=lengths)
-    grads = layer.backward(tape, grad_output, grad_state, per_step=True)
-
-    axes = Axes(unbatched=x.ndim == 2, batch_first=layer.batch_first)
-    got = named_results(type(layer).__name__.lower(), output, state, grads, axes)
-    masks = dropout_factors(layer, tape, axes)
-    want = reference_results(layer, x, hx, grad_output, grad_state, lengths, dropout_masks=masks)
-    assert_same_names(x.dtype, got.outputs, want.outputs)
-    assert_same_names(x.dtype, got.gradients, want.gradients)
-
-    allowed = layer_tolerances(layer, x.dtype, axes.sequence(x).shape)
-    fractions = {
-        name: assert_close_output(name, value, want.outputs[name], allowed.output, unbounded=name == "state c")
-        for name, value in got.outputs.items()
-    }
-    for name, value in got.gradients.items():
-        fractions[name] = assert_close_gradient(name, value, want.gradients[name], allowed.gradient)
-    return Comparison(got, want, fractions)
+    arguments = (x, hx, grad_output, grad_state, lengths)
+    got, masks = layer_results(layer, *arguments)
+    return compare_results(layer, x, got, reference_results(layer, *arguments, dropout_masks=masks))
 
 
 def assert_same_names(dtype: Any, got: dict[str, Any], want: dict[str, Any]) -> None:

@@ -19,7 +19,9 @@ template <class T> struct BackwardLayer {
   bool reverse;
   Rows<const T> x, y;          // what the forward pass read and wrote
   const T *h0, *c0;            // [B, H] or null
-  const T* saved;              // [panel][row][saved][lane]
+  const T* saved;              // [panel][row][saved][lane]: of all rows, or of those of the segment
+  Range numbers;               // the rows that `saved` has
+  const T* c_start;            // [panel][B][lane]: c before the segment; null: c0
   Rows<const T> d_y;           // data null: zeros
   const T *d_hn, *d_cn;        // [B, H] or null
   Rows<T> d_x;                 // data null: not wanted
@@ -45,9 +47,13 @@ template <class C, class T> struct BackwardScratch {
     int64_t t, b, number;
   };
   Row* rows;  // of the block, in the order of processing
+  Packed<C, T> weights;  // to compute a segment again
+  T* saved;              // of a segment
+  const T **x_rows, **h_rows;
 
   BackwardScratch() = default;
-  BackwardScratch(Arena& arena, int64_t inputs, int64_t units, int64_t batch, int64_t block_rows) {
+  BackwardScratch(Arena& arena, int64_t inputs, int64_t units, int64_t batch, int64_t block_rows,
+                  int64_t segment_rows) {
     const int64_t panels = panels_of<T>(units), gates = C::gates;
     w = arena.take<T>(panels_of<T>(inputs) * units * gates * width);
     u = arena.take<T>(panels * units * gates * width);
@@ -61,6 +67,11 @@ template <class C, class T> struct BackwardScratch {
     h_prev = arena.take<T>(ceil_div(units, height) * height * block_rows);
     zeros = arena.take<T>(units);
     rows = arena.take<Row>(block_rows);
+    if (!segment_rows) return;
+    weights = Packed<C, T>(arena, inputs, units);
+    saved = arena.take<T>(panels * segment_rows * C::saved * width);
+    x_rows = arena.take<const T*>(segment_rows);
+    h_rows = arena.take<const T*>(segment_rows);
   }
 };
 
@@ -83,7 +94,9 @@ template <class C, class T> class BackwardPass {
     block_rows_ = block_ * pass_.batch;
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
     out_rows_ = arena_.template take<T*>(threads_ * block_rows_);
-    for (int64_t d = 0; d < directions; ++d) scratch_[d] = Scratch(arena_, widest, units, pass_.batch, block_rows_);
+    const int64_t segment_rows = rebuilds() ? segment_steps(pass_) * pass_.batch : 0;
+    for (int64_t d = 0; d < directions; ++d)
+      scratch_[d] = Scratch(arena_, widest, units, pass_.batch, block_rows_, segment_rows);
     if (directions == 2) d_x_reverse_ = arena_.template take<T>(pass_.steps * pass_.batch * widest);
     const int64_t output = pass_.steps * pass_.batch * directions * units;
     for (int64_t l = 1; l < min(spec_.num_layers, 3); ++l) d_between_[l % 2] = arena_.template take<T>(output);
@@ -123,7 +136,7 @@ template <class C, class T> class BackwardPass {
         meetings_->barrier.wait(count);
       }
       for (int64_t d = team.directions.first; d < team.directions.last; ++d)
-        run_layer(make_layer(l, d), scratch_[d], team, id, blocks);
+        run_layer(make_layer(l, d), l, d, team, id, blocks);
       meetings_->barrier.wait(count);
       if (!d_input(l).data) continue;
       if (spec_.num_directions == 2) add_reverse(l, steps);
@@ -171,6 +184,8 @@ template <class C, class T> class BackwardPass {
     layer.h0 = state_of<T>(pass_.h0, pass_, number);
     layer.c0 = state_of<T>(pass_.c0, pass_, number);
     layer.saved = tape_.saved(l, d);
+    layer.numbers = {0, schedule_.total()};
+    layer.c_start = nullptr;
     layer.d_y = top ? rows_of<T>(call_.grad_y) : read_only(d_input(l + 1));
     if (layer.d_y.data) layer.d_y.data += d * units;
     layer.d_hn = state_of<T>(call_.grad_hn, pass_, number);
@@ -186,15 +201,21 @@ template <class C, class T> class BackwardPass {
 
   // --- one layer and direction ---
 
-  void run_layer(const Layer& layer, const Scratch& scratch, const Team& team, int id, int64_t& blocks) {
+  void run_layer(Layer layer, int64_t l, int64_t d, const Team& team, int id, int64_t& blocks) {
+    Scratch scratch = scratch_[d];
+    scratch.weights.inputs = layer.inputs;  // its memory is for the widest
     T** out_rows = out_rows_ + id * block_rows_;
     const int64_t weight_bytes = extent_.row_bytes * layer.units;
     const Part part = make_part(team, extent_, weight_bytes, full_rows<1>);
     prepare(layer, scratch, team, part);
     team.wait();
-    for (int64_t last = pass_.steps; last > 0; last -= block_) {
+    for (int64_t last = pass_.steps, first; last > 0; last = first) {
       if (interrupt_.stops(*team.meeting, team.rank == 0, id == 0, blocks++)) break;
-      const int64_t first = max(0, last - block_);
+      first = block_start(last);
+      if (rebuilds() && (last == pass_.steps || last % segment_steps(pass_) == 0)) {
+        rebuild(layer, tape_.boundary(l, d, (last - 1) / segment_steps(pass_)), scratch, team, last);
+        team.wait();
+      }
       int64_t done = 0;  // rows of the block
       for (int64_t s = last - 1; s >= first; --s) done += step(layer, scratch, team, part, s, done, out_rows);
       team.wait();
@@ -210,10 +231,84 @@ template <class C, class T> class BackwardPass {
     team.wait();
   }
 
+  // The steps that are taken together with step `last - 1`: a block, within its segment.
+  int64_t block_start(int64_t last) const {
+    const int64_t segment = (last - 1) / segment_steps(pass_) * segment_steps(pass_);
+    return max(rebuilds() ? segment : 0, last - block_);
+  }
+
+  // --- recomputation: the gates of a segment, from x and the known h, as one product ---
+
+  bool rebuilds() const { return C::saved > 0 && pass_.segments > 0; }
+
+  void rebuild(Layer& layer, const T* c_start, const Scratch& scratch, const Team& team, int64_t last) const {
+    const int64_t first = (last - 1) / segment_steps(pass_) * segment_steps(pass_);
+    const Range steps = layer.reverse ? Range{pass_.steps - last, pass_.steps - first} : Range{first, last};
+    layer.numbers = schedule_.numbers(steps);
+    layer.saved = scratch.saved;
+    layer.c_start = c_start;
+    if (team.rank == 0) list_rows(layer, scratch, steps);
+    team.wait();
+    const Range own = share(panels_, team.rank, team.size);
+    run_tiles<C::gates>(GateTiles{layer, scratch}, layer.numbers.size(), own.first, own.last);
+    for (int64_t p = own.first; p < own.last; ++p)
+      for (int64_t s = first; s < last; ++s) rebuild_step(layer, scratch, p, layer.reverse ? pass_.steps - 1 - s : s);
+  }
+
+  void list_rows(const Layer& layer, const Scratch& scratch, Range steps) const {
+    for (int64_t t = steps.first; t < steps.last; ++t) {
+      const StepRows rows = schedule_.rows(t);
+      for (int64_t r = 0; r < rows.count; ++r) {
+        const int64_t at = rows.first + r - layer.numbers.first, b = rows.batch(r);
+        scratch.x_rows[at] = layer.x.at(t, b);
+        scratch.h_rows[at] = h_before(layer, scratch, t, b, rows.first + r);
+      }
+    }
+  }
+
+  // Leaves the columns where the saved values will be.
+  struct GateTiles {
+    const Layer& layer;
+    const Scratch& scratch;
+
+    template <int R, int P> void tile(int64_t panel, int64_t row) const {
+      V acc[R][P * C::gates], a[R][P][C::columns];
+      const T *x[R], *h[R];
+      RNNFAST_UNROLL for (int r = 0; r < R; ++r) x[r] = scratch.x_rows[row + r], h[r] = scratch.h_rows[row + r];
+      scratch.weights.template start<R, P>(acc, panel);
+      scratch.weights.template add_input<R, P>(acc, x, panel);
+      scratch.weights.template split<R, P>(acc, a, panel);
+      scratch.weights.template add_hidden<R, P>(acc, h, panel);
+      scratch.weights.template join<R, P>(acc, a);
+      for (int r = 0; r < R; ++r)
+        for (int p = 0; p < P; ++p)
+          for (int g = 0; g < C::columns; ++g)
+            store<T>(scratch.saved + (((panel + p) * layer.numbers.size() + row + r) * C::saved + g) * width, a[r][p][g]);
+    }
+  };
+
+  void rebuild_step(const Layer& layer, const Scratch& scratch, int64_t p, int64_t t) const {
+    const StepRows rows = schedule_.rows(t);
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const int64_t b = rows.batch(r), number = rows.first + r, valid = min(width, layer.units - p * width);
+      T* out = scratch.saved + (p * layer.numbers.size() + number - layer.numbers.first) * C::saved * width;
+      V a[C::columns], saved[C::saved ? C::saved : 1];
+      RNNFAST_UNROLL for (int g = 0; g < C::columns; ++g) a[g] = load(out + g * width);
+      State<T> prev{};
+      prev.h = load_part(h_before(layer, scratch, t, b, number) + p * width, valid);
+      if (C::has_c) prev.c = c_before(layer, p, b, number, valid);
+      C::forward(a, prev, Unit<T>{spec_.activation}, saved);
+      RNNFAST_UNROLL for (int j = 0; j < C::saved; ++j) store<T>(out + j * width, saved[j]);
+    }
+  }
+
+  // --- the beginning and the end of a layer ---
+
   // Transposed weights, cleared sums, and the gradients of the last state.
   void prepare(const Layer& layer, const Scratch& s, const Team& team, const Part& part) const {
     const int64_t units = layer.units;
     const Range own = share(panels_, team.rank, team.size);
+    if (rebuilds()) s.weights.fill(*layer.weights, own.first, own.last);
     pack_by_input(static_cast<const T*>(layer.weights->weight_hh), C::gates, units, units, s.u, own.first, own.last);
     if (layer.d_x.data) {
       const Range inputs = share(panels_of<T>(layer.inputs), team.rank, team.size);
@@ -297,12 +392,14 @@ template <class C, class T> class BackwardPass {
 
   V c_before(const Layer& layer, int64_t p, int64_t b, int64_t number, int64_t valid) const {
     const int64_t before = schedule_.before(number, layer.reverse);
-    if (before >= 0) return load(saved_at(layer, p, before) + (C::saved - 1) * width);
+    if (before >= layer.numbers.first && before < layer.numbers.last)
+      return load(saved_at(layer, p, before) + (C::saved - 1) * width);
+    if (layer.c_start) return load(layer.c_start + (p * pass_.batch + b) * width);
     return layer.c0 ? load_part(layer.c0 + b * layer.units + p * width, valid) : V{};
   }
 
   const T* saved_at(const Layer& layer, int64_t p, int64_t number) const {
-    return layer.saved + (p * schedule_.total() + number) * C::saved * width;
+    return layer.saved + (p * layer.numbers.size() + number - layer.numbers.first) * C::saved * width;
   }
 
   void apply_cell(const Layer& layer, const Scratch& scratch, const StepRows& rows, int64_t t, int64_t r, int64_t p,

@@ -11,10 +11,9 @@ namespace rnnfast {
 namespace {
 
 // One layer and direction as the time loop sees it.
-template <class T> struct ForwardLayer {
-  int64_t inputs, units;
+template <class C, class T> struct ForwardLayer {
+  Packed<C, T> weights;
   bool reverse;
-  const T *w, *u, *bias;
   Rows<const T> x;
   Rows<T> y;
   const T *h0, *c0;  // [B, H] or null
@@ -22,7 +21,8 @@ template <class T> struct ForwardLayer {
   T* h;       // [2][B][H]: a sequence's step reads one half and writes the other
   T* c;       // [panel][B][lane]
   T* x_part;  // [panel][row of the block][gate][lane], a region for each part
-  T* saved;   // [panel][row][saved][lane], or null
+  T* saved;      // [panel][row][saved][lane], or null
+  int64_t layer, direction;
 };
 
 template <class C, class T> class ForwardPass {
@@ -62,7 +62,7 @@ template <class C, class T> class ForwardPass {
     for (int64_t l = 0; l < spec.num_layers; ++l)
       for (int64_t d = 0; d < spec.num_directions; ++d)
         Packed<C, T>(arena, inputs_of(spec, l), spec.hidden_size)
-            .fill(weights[l * spec.num_directions + d], inputs_of(spec, l), spec.hidden_size, mine.first, mine.last);
+            .fill(weights[l * spec.num_directions + d], mine.first, mine.last);
   }
 
   size_t scratch_bytes() const { return arena_.used(); }
@@ -79,6 +79,7 @@ template <class C, class T> class ForwardPass {
  private:
   static constexpr int64_t width = lanes<T>;
   using V = vec<T>;
+  using Layer = ForwardLayer<C, T>;
 
   bool drops() const { return pass_.tape && pass_.dropout > 0; }
   int64_t output_size() const { return pass_.steps * pass_.batch * spec_.num_directions * spec_.hidden_size; }
@@ -97,8 +98,8 @@ template <class C, class T> class ForwardPass {
       for (int64_t d = 0; d < spec_.num_directions; ++d) {
         const Packed<C, T> weights(packed, inputs_of(spec_, l), spec_.hidden_size);
         if (d < team.directions.first || d >= team.directions.last) continue;
-        const ForwardLayer<T> layer = make_layer(l, d, weights);
-        const int64_t weight_bytes = extent_.row_bytes * (spec_.hidden_size + layer.inputs);
+        const Layer layer = make_layer(l, d, weights);
+        const int64_t weight_bytes = extent_.row_bytes * (spec_.hidden_size + weights.inputs);
         run_layer(layer, make_part(team, extent_, weight_bytes, full_rows<C::gates>), id, blocks);
       }
       if (l + 1 == spec_.num_layers) break;
@@ -118,13 +119,11 @@ template <class C, class T> class ForwardPass {
     return contiguous(between_[l % 2], pass_.batch, spec_.num_directions * spec_.hidden_size);
   }
 
-  ForwardLayer<T> make_layer(int64_t l, int64_t d, const Packed<C, T>& weights) const {
+  Layer make_layer(int64_t l, int64_t d, const Packed<C, T>& weights) const {
     const int64_t number = l * spec_.num_directions + d, units = spec_.hidden_size;
-    ForwardLayer<T> layer;
-    layer.inputs = inputs_of(spec_, l);
-    layer.units = units;
+    Layer layer;
+    layer.weights = weights;
     layer.reverse = d == 1;
-    layer.w = weights.w, layer.u = weights.u, layer.bias = weights.bias;
     layer.x = l == 0 ? rows_of<T>(pass_.x) : drops() ? read_only(dropped()) : read_only(output(l - 1));
     layer.y = output(l);
     layer.y.data += d * units;
@@ -135,13 +134,14 @@ template <class C, class T> class ForwardPass {
     layer.h = h_ + d * 2 * pass_.batch * units;
     layer.c = C::has_c ? c_ + d * panels_ * pass_.batch * width : nullptr;
     layer.x_part = block_ > 1 ? x_part_ + d * x_part_size() : nullptr;
-    layer.saved = pass_.tape ? tape_.saved(l, d) : nullptr;
+    layer.saved = pass_.tape && !pass_.segments ? tape_.saved(l, d) : nullptr;
+    layer.layer = l, layer.direction = d;
     return layer;
   }
 
   // --- the time loop of one layer and direction ---
 
-  void run_layer(const ForwardLayer<T>& layer, const Part& part, int id, int64_t& blocks) {
+  void run_layer(const Layer& layer, const Part& part, int id, int64_t& blocks) {
     load_state(layer, part);
     part.wait();
     const T** x_rows = block_ > 1 ? x_rows_ + id * block_ * pass_.batch : nullptr;
@@ -151,6 +151,7 @@ template <class C, class T> class ForwardPass {
       if (block_ > 1) input_product(layer, part, block, x_rows);
       int64_t done = 0;  // rows of the block
       for (int64_t j = block.first; j < block.last; ++j) {
+        if (keeps_boundaries() && j % segment_steps(pass_) == 0) keep_boundary(layer, part, j / segment_steps(pass_));
         done += step(layer, part, time_of(layer, j), done);
         part.wait();
       }
@@ -158,27 +159,37 @@ template <class C, class T> class ForwardPass {
     store_state(layer, part);
   }
 
-  int64_t time_of(const ForwardLayer<T>& layer, int64_t s) const { return layer.reverse ? pass_.steps - 1 - s : s; }
+  bool keeps_boundaries() const { return C::has_c && pass_.tape && pass_.segments; }
 
-  // The half of h that holds sequence b's state after `steps` steps.
-  T* h_after(const ForwardLayer<T>& layer, int64_t b, int64_t steps) const {
-    return layer.h + ((steps & 1) * pass_.batch + b) * layer.units;
+  void keep_boundary(const Layer& layer, const Part& part, int64_t segment) const {
+    T* kept = tape_.boundary(layer.layer, layer.direction, segment);
+    for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
+      const int64_t first = (p * pass_.batch + part.rows.first) * width;
+      memcpy(kept + first, layer.c + first, static_cast<size_t>(part.rows.size() * width) * sizeof(T));
+    }
   }
 
-  void load_state(const ForwardLayer<T>& layer, const Part& part) const {
+  int64_t time_of(const Layer& layer, int64_t s) const { return layer.reverse ? pass_.steps - 1 - s : s; }
+
+  // The half of h that holds sequence b's state after `steps` steps.
+  T* h_after(const Layer& layer, int64_t b, int64_t steps) const {
+    return layer.h + ((steps & 1) * pass_.batch + b) * spec_.hidden_size;
+  }
+
+  void load_state(const Layer& layer, const Part& part) const {
     for (int64_t b = part.rows.first; b < part.rows.last; ++b)
       for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
-        const int64_t unit = p * width, valid = min(width, layer.units - unit), at = b * layer.units + unit;
+        const int64_t unit = p * width, valid = min(width, spec_.hidden_size - unit), at = b * spec_.hidden_size + unit;
         store_n(h_after(layer, b, 0) + unit, layer.h0 ? load_n(layer.h0 + at, valid) : V{}, valid);
         if (C::has_c)
           store<T>(layer.c + (p * pass_.batch + b) * width, layer.c0 ? load_n(layer.c0 + at, valid) : V{});
       }
   }
 
-  void store_state(const ForwardLayer<T>& layer, const Part& part) const {
+  void store_state(const Layer& layer, const Part& part) const {
     for (int64_t b = part.rows.first; b < part.rows.last; ++b)
       for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
-        const int64_t unit = p * width, valid = min(width, layer.units - unit), at = b * layer.units + unit;
+        const int64_t unit = p * width, valid = min(width, spec_.hidden_size - unit), at = b * spec_.hidden_size + unit;
         const T* h = h_after(layer, b, schedule_.length(b)) + unit;
         if (layer.hn) store_n(layer.hn + at, load_n(h, valid), valid);
         if (C::has_c && layer.cn) store_n(layer.cn + at, load(layer.c + (p * pass_.batch + b) * width), valid);
@@ -187,12 +198,12 @@ template <class C, class T> class ForwardPass {
 
   // --- the input product of a block of steps ---
 
-  T* x_part_at(const ForwardLayer<T>& layer, const Part& part, int64_t panel, int64_t row) const {
+  T* x_part_at(const Layer& layer, const Part& part, int64_t panel, int64_t row) const {
     T* region = layer.x_part + part.rows.first * block_ * panels_ * C::gates * width;
     return region + (panel * part.rows.size() * block_ + row) * C::gates * width;
   }
 
-  void input_product(const ForwardLayer<T>& layer, const Part& part, Range block, const T** x_rows) const {
+  void input_product(const Layer& layer, const Part& part, Range block, const T** x_rows) const {
     int64_t count = 0;
     for (int64_t s = block.first; s < block.last; ++s) {
       const int64_t t = time_of(layer, s);
@@ -204,7 +215,7 @@ template <class C, class T> class ForwardPass {
 
   struct InputTiles {
     const ForwardPass& pass;
-    const ForwardLayer<T>& layer;
+    const Layer& layer;
     const Part& part;
     const T* const* x_rows;
 
@@ -212,8 +223,8 @@ template <class C, class T> class ForwardPass {
       V acc[R][P * C::gates];
       const T* x[R];
       RNNFAST_UNROLL for (int r = 0; r < R; ++r) x[r] = x_rows[row + r];
-      pass.template start_chains<R, P>(layer, acc, panel);
-      pass.template add_product<R, P>(acc, x, layer.w, layer.inputs, panel);
+      layer.weights.template start<R, P>(acc, panel);
+      layer.weights.template add_input<R, P>(acc, x, panel);
       RNNFAST_UNROLL for (int p = 0; p < P; ++p) {
         T* out = pass.x_part_at(layer, part, panel + p, row);
         RNNFAST_UNROLL for (int r = 0; r < R; ++r) RNNFAST_UNROLL for (int g = 0; g < C::gates; ++g)
@@ -222,26 +233,10 @@ template <class C, class T> class ForwardPass {
     }
   };
 
-  template <int R, int P>
-  RNNFAST_INLINE void start_chains(const ForwardLayer<T>& layer, V (&acc)[R][P * C::gates], int64_t panel) const {
-    RNNFAST_UNROLL for (int p = 0; p < P; ++p) RNNFAST_UNROLL for (int g = 0; g < C::gates; ++g) {
-      const V bias = load(layer.bias + ((panel + p) * C::columns + C::x_columns::at(g)) * width);
-      RNNFAST_UNROLL for (int r = 0; r < R; ++r) acc[r][p * C::gates + g] = bias;
-    }
-  }
-
-  template <int R, int P>
-  RNNFAST_INLINE void add_product(V (&acc)[R][P * C::gates], const T* const (&a)[R], const T* packed, int64_t k_size,
-                                  int64_t panel) const {
-    const T* b[P];
-    RNNFAST_UNROLL for (int p = 0; p < P; ++p) b[p] = packed + (panel + p) * k_size * C::gates * width;
-    accumulate<typename C::x_columns, 1, C::gates, R, P, T>(acc, a, b, k_size);
-  }
-
   // --- one step ---
 
   // Returns its number of rows; `done` rows of the block came before.
-  int64_t step(const ForwardLayer<T>& layer, const Part& part, int64_t t, int64_t done) const {
+  int64_t step(const Layer& layer, const Part& part, int64_t t, int64_t done) const {
     const StepRows rows = schedule_.rows(t, part.rows.first, part.rows.last);
     run_tiles<C::gates>(StepTiles{*this, layer, part, rows, t, done}, rows.count, part.panels.first, part.panels.last);
     return rows.count;
@@ -249,7 +244,7 @@ template <class C, class T> class ForwardPass {
 
   struct StepTiles {
     const ForwardPass& pass;
-    const ForwardLayer<T>& layer;
+    const Layer& layer;
     const Part& part;
     const StepRows& rows;
     int64_t t, done;
@@ -267,21 +262,20 @@ template <class C, class T> class ForwardPass {
       if (pass.block_ > 1) {
         pass.template load_x_part<R, P>(layer, part, acc, panel, done + row);
       } else {
-        pass.template start_chains<R, P>(layer, acc, panel);
-        pass.template add_product<R, P>(acc, x, layer.w, layer.inputs, panel);
+        layer.weights.template start<R, P>(acc, panel);
+        layer.weights.template add_input<R, P>(acc, x, panel);
       }
       V a[R][P][C::columns];
-      pass.template split_columns<R, P>(layer, acc, a, panel);
-      pass.template add_product<R, P>(acc, h, layer.u, layer.units, panel);
-      RNNFAST_UNROLL for (int r = 0; r < R; ++r) RNNFAST_UNROLL for (int p = 0; p < P; ++p)
-          RNNFAST_UNROLL for (int g = 0; g < C::gates; ++g) a[r][p][C::h_columns::at(g)] = acc[r][p * C::gates + g];
+      layer.weights.template split<R, P>(acc, a, panel);
+      layer.weights.template add_hidden<R, P>(acc, h, panel);
+      layer.weights.template join<R, P>(acc, a);
       for (int r = 0; r < R; ++r)
         for (int p = 0; p < P; ++p) pass.apply_cell(layer, rows, t, row + r, panel + p, a[r][p], h[r], h_next[r]);
     }
   };
 
   template <int R, int P>
-  RNNFAST_INLINE void load_x_part(const ForwardLayer<T>& layer, const Part& part, V (&acc)[R][P * C::gates],
+  RNNFAST_INLINE void load_x_part(const Layer& layer, const Part& part, V (&acc)[R][P * C::gates],
                                   int64_t panel, int64_t row) const {
     RNNFAST_UNROLL for (int p = 0; p < P; ++p) {
       const T* in = x_part_at(layer, part, panel + p, row);
@@ -290,23 +284,9 @@ template <class C, class T> class ForwardPass {
     }
   }
 
-  // Columns that only x or only h adds to (GRU's n): the x part is complete, and h's chain starts with its own bias.
-  template <int R, int P>
-  RNNFAST_INLINE void split_columns(const ForwardLayer<T>& layer, V (&acc)[R][P * C::gates],
-                                    V (&a)[R][P][C::columns], int64_t panel) const {
-    RNNFAST_UNROLL for (int p = 0; p < P; ++p) RNNFAST_UNROLL for (int g = 0; g < C::gates; ++g) {
-      if (C::x_columns::at(g) == C::h_columns::at(g)) continue;
-      const V bias = load(layer.bias + ((panel + p) * C::columns + C::h_columns::at(g)) * width);
-      RNNFAST_UNROLL for (int r = 0; r < R; ++r) {
-        a[r][p][C::x_columns::at(g)] = acc[r][p * C::gates + g];
-        acc[r][p * C::gates + g] = bias;
-      }
-    }
-  }
-
-  RNNFAST_INLINE void apply_cell(const ForwardLayer<T>& layer, const StepRows& rows, int64_t t, int64_t r, int64_t p,
+  RNNFAST_INLINE void apply_cell(const Layer& layer, const StepRows& rows, int64_t t, int64_t r, int64_t p,
                                  const V (&a)[C::columns], const T* h, T* h_next) const {
-    const int64_t b = rows.batch(r), unit = p * width, valid = min(width, layer.units - unit);
+    const int64_t b = rows.batch(r), unit = p * width, valid = min(width, spec_.hidden_size - unit);
     T* c = C::has_c ? layer.c + (p * pass_.batch + b) * width : nullptr;
     const State<T> prev{load_part(h + unit, valid), C::has_c ? load(c) : V{}};
     V saved[C::saved ? C::saved : 1];

@@ -40,25 +40,74 @@ inline int64_t widest_input(const Spec& spec) {
 // The packed weights of one layer and direction. The bias of a column is what its chain of additions starts with.
 template <class C, class T> struct Packed {
   static constexpr int64_t width = lanes<T>;
-  T* w;     // [panel][k < I][gate][lane]
-  T* u;     // [panel][k < H][gate][lane]
-  T* bias;  // [panel][column][lane]
+  int64_t inputs = 0, units = 0;
+  T* w = nullptr;     // [panel][k < I][gate][lane]
+  T* u = nullptr;     // [panel][k < H][gate][lane]
+  T* bias = nullptr;  // [panel][column][lane]
 
-  Packed(Arena& arena, int64_t inputs, int64_t units) {
+  Packed() = default;
+  Packed(Arena& arena, int64_t inputs, int64_t units) : inputs(inputs), units(units) {
     const int64_t panels = panels_of<T>(units);
     w = arena.take<T>(panels * inputs * C::gates * width);
     u = arena.take<T>(panels * units * C::gates * width);
     bias = arena.take<T>(panels * C::columns * width);
   }
 
-  void fill(const Weights& from, int64_t inputs, int64_t units, int64_t first, int64_t last) const {
+  void fill(const Weights& from, int64_t first, int64_t last) const {
     pack_by_unit(static_cast<const T*>(from.weight_ih), C::gates, units, inputs, w, first, last);
     pack_by_unit(static_cast<const T*>(from.weight_hh), C::gates, units, units, u, first, last);
-    for (int64_t p = first; p < last; ++p) fill_bias(from, units, p);
+    for (int64_t p = first; p < last; ++p) fill_bias(from, p);
+  }
+
+  // --- the chains of `R` rows and `P` panels, in registers: start, add_input, split, add_hidden, join ---
+
+  template <int R, int P> using Chains = vec<T>[R][P * C::gates];
+
+  template <int R, int P> RNNFAST_INLINE void start(Chains<R, P>& acc, int64_t panel) const {
+    RNNFAST_UNROLL for (int p = 0; p < P; ++p) RNNFAST_UNROLL for (int g = 0; g < C::gates; ++g) {
+      const vec<T> first = load(bias + ((panel + p) * C::columns + C::x_columns::at(g)) * width);
+      RNNFAST_UNROLL for (int r = 0; r < R; ++r) acc[r][p * C::gates + g] = first;
+    }
+  }
+
+  template <int R, int P>
+  RNNFAST_INLINE void add_input(Chains<R, P>& acc, const T* const (&x)[R], int64_t panel) const {
+    add<R, P>(acc, x, w, inputs, panel);
+  }
+  template <int R, int P>
+  RNNFAST_INLINE void add_hidden(Chains<R, P>& acc, const T* const (&h)[R], int64_t panel) const {
+    add<R, P>(acc, h, u, units, panel);
+  }
+
+  // Columns that only x or only h adds to (GRU's n): the x part is complete, and h's chain starts with its own bias.
+  template <int R, int P>
+  RNNFAST_INLINE void split(Chains<R, P>& acc, vec<T> (&a)[R][P][C::columns], int64_t panel) const {
+    RNNFAST_UNROLL for (int p = 0; p < P; ++p) RNNFAST_UNROLL for (int g = 0; g < C::gates; ++g) {
+      if (C::x_columns::at(g) == C::h_columns::at(g)) continue;
+      const vec<T> first = load(bias + ((panel + p) * C::columns + C::h_columns::at(g)) * width);
+      RNNFAST_UNROLL for (int r = 0; r < R; ++r) {
+        a[r][p][C::x_columns::at(g)] = acc[r][p * C::gates + g];
+        acc[r][p * C::gates + g] = first;
+      }
+    }
+  }
+
+  template <int R, int P>
+  RNNFAST_INLINE void join(const Chains<R, P>& acc, vec<T> (&a)[R][P][C::columns]) const {
+    RNNFAST_UNROLL for (int r = 0; r < R; ++r) RNNFAST_UNROLL for (int p = 0; p < P; ++p)
+        RNNFAST_UNROLL for (int g = 0; g < C::gates; ++g) a[r][p][C::h_columns::at(g)] = acc[r][p * C::gates + g];
   }
 
  private:
-  void fill_bias(const Weights& from, int64_t units, int64_t p) const {
+  template <int R, int P>
+  RNNFAST_INLINE void add(Chains<R, P>& acc, const T* const (&a)[R], const T* packed, int64_t k_size,
+                          int64_t panel) const {
+    const T* b[P];
+    RNNFAST_UNROLL for (int p = 0; p < P; ++p) b[p] = packed + (panel + p) * k_size * C::gates * width;
+    accumulate<typename C::x_columns, 1, C::gates, R, P, T>(acc, a, b, k_size);
+  }
+
+  void fill_bias(const Weights& from, int64_t p) const {
     const T* b_ih = static_cast<const T*>(from.bias_ih);
     const T* b_hh = static_cast<const T*>(from.bias_hh);
     T* out = bias + p * C::columns * width;
@@ -72,15 +121,25 @@ template <class C, class T> struct Packed {
   }
 };
 
+// The steps between two boundaries that the tape keeps, counted in the direction of the scan.
+inline int64_t segment_steps(const Forward& pass) {
+  return pass.segments > 0 ? max(1, ceil_div(pass.steps, pass.segments)) : max(1, pass.steps);
+}
+
 // What a forward pass leaves for backward: the gates of each layer and direction, and the outputs of the layers below
-// the top. x, y and the weights are the caller's and are not copied.
+// the top. x, y and the weights are the caller's and are not copied. With segments it keeps, instead of the gates, the
+// c that each segment starts from; the h is in the output.
 template <class C, class T> class Tape {
  public:
   explicit Tape(const Forward& pass, int64_t rows)
       : spec_(pass.spec), batch_(pass.batch), arena_(pass.tape), used_(0) {
     const Spec& s = pass.spec;
-    saved_size_ = panels_of<T>(s.hidden_size) * rows * C::saved * lanes<T>;
-    saved_ = arena_.template take<T>(s.num_layers * s.num_directions * saved_size_);
+    const int64_t cells = s.num_layers * s.num_directions, panels = panels_of<T>(s.hidden_size);
+    saved_size_ = pass.segments ? 0 : panels * rows * C::saved * lanes<T>;
+    saved_ = arena_.template take<T>(cells * saved_size_);
+    boundary_size_ = C::has_c ? panels * pass.batch * lanes<T> : 0;
+    boundaries_ = pass.segments ? ceil_div(pass.steps, segment_steps(pass)) : 0;
+    boundary_ = arena_.template take<T>(cells * boundaries_ * boundary_size_);
     output_size_ = pass.steps * pass.batch * s.num_directions * s.hidden_size;
     outputs_ = arena_.template take<T>((s.num_layers - 1) * output_size_);
     used_ = arena_.used();
@@ -90,6 +149,10 @@ template <class C, class T> class Tape {
   // [panel][row][saved][lane]
   T* saved(int64_t layer, int64_t direction) const {
     return saved_ + (layer * spec_.num_directions + direction) * saved_size_;
+  }
+  // [panel][B][lane]: c before the first step of a segment
+  T* boundary(int64_t layer, int64_t direction, int64_t segment) const {
+    return boundary_ + ((layer * spec_.num_directions + direction) * boundaries_ + segment) * boundary_size_;
   }
   // [T, B, D*H], below the top layer
   Rows<T> output(int64_t layer) const {
@@ -101,8 +164,8 @@ template <class C, class T> class Tape {
   int64_t batch_;
   Arena arena_;
   size_t used_;
-  int64_t saved_size_, output_size_;
-  T *saved_, *outputs_;
+  int64_t saved_size_, boundary_size_, boundaries_, output_size_;
+  T *saved_, *boundary_, *outputs_;
 };
 
 // out = x * mask / (1 - p) over the rows of a schedule, a share of them; x may be out.

@@ -75,6 +75,12 @@ class Schedule {
     offset_[steps_] = row;
   }
 
+  // The rows of steps [first, last): their numbers follow each other.
+  Range numbers(Range steps) const {
+    if (!lengths_) return {steps.first * batch_, steps.last * batch_};
+    return {offset_[steps.first], offset_[steps.last]};
+  }
+
   int64_t total() const { return lengths_ ? total_ : steps_ * batch_; }
 
   StepRows rows(int64_t t, int64_t b_first, int64_t b_last) const {

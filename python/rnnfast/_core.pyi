@@ -1,5 +1,6 @@
-"""The compiled part: one call per pass. Arguments are checked in Python (`_check.py`); arrays are C-contiguous unless
-said, aligned, of the dtype of the `Spec`."""
+"""The compiled part: one call per pass. Arguments are checked and explained in Python (`_check.py`); the errors here
+only keep memory safe. Arrays are C-contiguous unless said, aligned, of the dtype of the `Spec`. A layer with
+`hidden_size` 0 computes and writes nothing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -38,12 +39,12 @@ class Pass:
         spec: Spec,
         weights: Sequence[Array] | Packed,  # per layer and direction: w_ih, w_hh[, b_ih, b_hh]
         x: Array,  # [T, B, I]; first two strides are free, multiples of the item size
-        y: Array,  # [T, B, D*H]; writable, strides as x
+        y: Array,  # [T, B, D*H]; strides as x; rows beyond a length are left alone
         h0: Array | None,  # [L*D, B, H]
         c0: Array | None,
         hn: Array,
         cn: Array | None,
-        lengths: NDArray[np.int64] | None,
+        lengths: NDArray[np.int64] | None,  # [B], within 0..T
         dropout: float,
         seed: int,
         train: bool,  # allocate and fill a tape
@@ -56,11 +57,11 @@ class Pass:
         grad_y: Array | None,  # [T, B, D*H], strides as x
         grad_hn: Array | None,
         grad_cn: Array | None,
-        grad_x: Array | None,
+        grad_x: Array | None,  # [T, B, I], strides as x; rows beyond a length are left alone
         grad_h0: Array | None,
         grad_c0: Array | None,
-        grad_weights: Sequence[Array],
-        per_step: Sequence[Array] | None,  # per layer and direction, [T, B, H], zeroed
+        grad_weights: Sequence[Array],  # as weights
+        per_step: Sequence[Array] | None,  # per layer and direction, [T, B, H]; left alone as grad_x
         threads: int,
     ) -> None: ...
     @property
@@ -75,12 +76,16 @@ class Stream:
 
 def available_isas() -> list[str]: ...
 def default_isa() -> str: ...  # ValueError where RNNFAST_ISA names none
+
+# For tests and measurements.
 def apply(isa: str, function: str, x: Array, y: Array) -> None: ...  # "exp", "expm1", "sigmoid", "tanh"
 def measure_peak(isa: str, dtype: str, threads: int, seconds: float) -> float: ...  # operations per second
 def measure_read(isa: str, bytes: int, threads: int, seconds: float) -> float: ...  # bytes per second, a buffer each
 def dropout_mask(seed: int, p: float, layer: int, steps: int, batch: int, width: int) -> NDArray[np.bool_]: ...
+
+# Threads, for the process.
 def set_num_threads(n: int) -> None: ...  # 0 = the default
 def get_num_threads() -> int: ...
 def set_backend(name: str) -> None: ...  # "openmp", "pool", or "" for the default
-def get_backend() -> str: ...
+def get_backend() -> str: ...  # ValueError where RNNFAST_THREADING names none
 def config() -> dict[str, Any]: ...  # version, compiler, numerics, openmp

@@ -1,5 +1,5 @@
 // Prints digests of all results of fixed cases, for comparing instruction sets bit by bit, also across machines.
-//   digest [threads]    (RNNFAST_ISA chooses the instruction set)
+//   digest [threads]    (exactly so many; RNNFAST_ISA chooses the instruction set)
 // The first line names the instruction set; then one line per case, with an FNV-1a digest per result array.
 #include <cinttypes>
 #include <cstdio>
@@ -100,7 +100,7 @@ class Run {
     call.grad_c0 = lstm() ? grad_c0_.data() : nullptr;
     call.grad_weights = grad_weights_.data();
     call.per_step = per_step_pointers_.data();
-    call.threads = threads_;
+    call.threads = -threads_;  // exactly so many, however small the case
     rnnfast::backward(table, call);
   }
 
@@ -175,7 +175,7 @@ class Run {
     pass_.cn = lstm() ? cn_.data() : nullptr;
     pass_.dropout = c_.dropout;
     pass_.seed = 7;
-    pass_.threads = threads_;
+    pass_.threads = -threads_;
   }
 
   Case c_;

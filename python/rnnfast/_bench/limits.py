@@ -1,0 +1,123 @@
+"""What the machine allows: arithmetic in registers, reading from each level of memory, and what follows for a case."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .cases import GATES, Case
+
+SIZES = [1 << k for k in range(14, 29)]  # bytes: 16 KiB to 256 MiB
+QUICK_SIZES = SIZES[::2]
+FLOAT = 4
+
+
+def cache_sizes() -> dict[str, int]:
+    """Bytes of the data caches that one core sees, where the system tells."""
+    sizes: dict[str, int] = {}
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            level, kind = (index / "level").read_text().strip(), (index / "type").read_text().strip()
+            size = (index / "size").read_text().strip()
+        except OSError:
+            continue
+        if kind != "Instruction":
+            unit = {"K": 1 << 10, "M": 1 << 20}.get(size[-1], 1)
+            sizes[f"L{level}"] = int(size.rstrip("KM")) * unit
+    return dict(sorted(sizes.items()))
+
+
+def measure(threads: int, seconds: float, sizes: list[int]) -> dict[str, Any]:
+    """Runs in a process of rnnfast's: {"peak": operations per second, "read": {bytes per thread: bytes per second}}."""
+    from rnnfast import _core
+
+    isa = _core.default_isa()
+    peak = _core.measure_peak(isa, "float32", threads, seconds)
+    return {"peak": peak, "read": {str(size): _core.measure_read(isa, size, threads, seconds) for size in sizes}}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The least time that a case can take: `seconds`, of which `products` are bound by arithmetic."""
+
+    seconds: float
+    products: float
+
+    @property
+    def name(self) -> str:
+        return "FMA" if self.products > 0.5 * self.seconds else "reading"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A matrix product that is done so many times, and the weights that it reads each time."""
+
+    repeats: int
+    operations: float
+    bytes: float
+    resident: float  # the size of what is read again and again, which says from where
+
+
+def parts(case: Case) -> Iterator[Part]:
+    """The matrix products of a case, and nothing else.
+
+    The input's products take all steps at once, so they read their weights once. The recurrent ones read theirs at
+    every step, and backward has one more of that kind. One step alone reads all its weights, of all layers.
+    """
+    rows, steps, batch, hidden = GATES[case.cell] * case.hidden_size, case.steps, case.batch, case.hidden_size
+    for width in case.widths():
+        recurrent, given = float(FLOAT * rows * hidden), float(FLOAT * rows * width)
+        if steps == 1:
+            yield Part(1, 2.0 * batch * rows * (width + hidden), given + recurrent, case.weight_bytes)
+        else:
+            yield Part(1, 2.0 * steps * batch * rows * width, given, given)
+            yield Part(steps, 2.0 * batch * rows * hidden, recurrent, recurrent)
+        if case.mode == "train":
+            yield Part(steps, 2.0 * batch * rows * hidden, recurrent, recurrent)
+            yield Part(1, 2.0 * steps * batch * rows * (2 * width + hidden), 0.0, 0.0)
+
+
+class Limits:
+    """The best of all measurements of one run with one number of threads.
+
+    Others who use the machine can only make a measurement worse, so the best is nearest to the truth.
+    """
+
+    def __init__(self, threads: int, measurements: list[dict[str, Any]]) -> None:
+        self.threads = threads
+        self.peak = max(m["peak"] for m in measurements)
+        self.read: dict[int, float] = {}
+        for size, rate in itertools.chain.from_iterable(m["read"].items() for m in measurements):
+            self.read[int(size)] = max(rate, self.read.get(int(size), 0.0))
+
+    def rate(self, size: float) -> float:
+        """Bytes per second of all threads together, reading `size` bytes in equal shares again and again."""
+        known = sorted(self.read)
+        share = max(size / self.threads, 1.0)
+        rates = np.log([self.read[k] for k in known])
+        return float(np.exp(np.interp(np.log(share), np.log(known), rates)))
+
+    def levels(self) -> dict[str, float]:
+        """Rates in the middle of each cache, and of memory; "L1", "L2", "L3", "memory"."""
+        sizes = cache_sizes() or {"L1": 32 << 10, "L2": 1 << 20, "L3": 32 << 20}
+        below = 0
+        found: dict[str, float] = {}
+        for level, size in sizes.items():
+            found[level] = self.rate(self.threads * max(size // 2, 2 * below))
+            below = size
+        found["memory"] = self.read[max(self.read)]
+        return found
+
+    def bound(self, case: Case) -> Bound:
+        total = arithmetic = 0.0
+        for part in parts(case):
+            compute = part.operations / self.peak
+            reading = part.bytes / self.rate(part.resident) if part.bytes else 0.0
+            total += part.repeats * max(compute, reading)
+            arithmetic += part.repeats * compute if compute >= reading else 0.0
+        return Bound(total, arithmetic)
