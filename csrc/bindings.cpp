@@ -31,8 +31,7 @@ using py::detail::npy_api;
 
 // --- names ---
 
-template <class Enum>
-Enum named(const std::string& name, std::initializer_list<const char*> names) {
+template <class Enum> Enum named(const std::string& name, std::initializer_list<const char*> names) {
   int i = 0;
   for (const char* candidate : names) {
     if (name == candidate) return static_cast<Enum>(i);

@@ -82,16 +82,16 @@ struct Forward {
 // beyond a length are left alone: zero them first.
 struct Backward {
   const Forward* pass = nullptr;
-  Input grad_y;                                     // [T, B, D*H]
-  const void* grad_hn = nullptr;                    // [L*D, B, H]
-  const void* grad_cn = nullptr;                    // [L*D, B, H]
-  Output grad_x;                                    // [T, B, I]
-  void* grad_h0 = nullptr;                          // [L*D, B, H]
-  void* grad_c0 = nullptr;                          // [L*D, B, H]
-  const WeightGradients* grad_weights = nullptr;    // [L*D]
-  void* const* per_step = nullptr;                  // [L*D] arrays [T, B, H]: d loss / d h_t
-  int threads = 1;                                  // as in Forward
-  bool (*interrupted)() = nullptr;                  // as in Forward
+  Input grad_y;                                   // [T, B, D*H]
+  const void* grad_hn = nullptr;                  // [L*D, B, H]
+  const void* grad_cn = nullptr;                  // [L*D, B, H]
+  Output grad_x;                                  // [T, B, I]
+  void* grad_h0 = nullptr;                        // [L*D, B, H]
+  void* grad_c0 = nullptr;                        // [L*D, B, H]
+  const WeightGradients* grad_weights = nullptr;  // [L*D]
+  void* const* per_step = nullptr;                // [L*D] arrays [T, B, H]: d loss / d h_t
+  int threads = 1;                                // as in Forward
+  bool (*interrupted)() = nullptr;                // as in Forward
 };
 
 // What one instruction set offers. Each is filled by the one exported symbol of a kernel object.

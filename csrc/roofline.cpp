@@ -73,7 +73,8 @@ double measure_peak(const KernelTable& table, Dtype dtype, int threads, double s
 
 double measure_read(const KernelTable& table, int64_t bytes, int threads, double seconds) {
   Read read{table, (bytes + 511) / 512 * 512, {}};
-  for (int id = 0; id < threads; ++id) read.buffers.emplace_back(static_cast<size_t>(read.bytes) / sizeof(double) + 8, 1.0);
+  for (int id = 0; id < threads; ++id)
+    read.buffers.emplace_back(static_cast<size_t>(read.bytes) / sizeof(double) + 8, 1.0);
   const Work work = [](const void* context, int id) {
     const Read& r = *static_cast<const Read*>(context);
     const int64_t rounds = 1 + (int64_t{1} << 20) / r.bytes;

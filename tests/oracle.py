@@ -158,14 +158,13 @@ def reference_results(
     lengths: Any = None,
     *,
     dropout_masks: Any = None,
-    parameters: Any = None,
 ) -> Results:
-    """What the reference makes of a layer's options and arguments, and of its parameters or of the given ones."""
+    """What the reference makes of a layer's parameters, options and arguments."""
     cell = type(layer).__name__.lower()
     axes = Axes(unbatched=np.ndim(x) == 2, batch_first=layer.batch_first)
     output, state, tape = reference.forward(
         cell,
-        layer.parameters if parameters is None else parameters,
+        layer.parameters,
         axes.sequence(x),
         axes.states(hx),
         nonlinearity=getattr(layer, "nonlinearity", "tanh"),

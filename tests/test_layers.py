@@ -8,8 +8,10 @@ import copy
 import importlib.resources
 import inspect
 import pickle
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -639,6 +641,31 @@ def test_show_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert rf.show_config() is None
     shown = capsys.readouterr().out
     assert all(name in shown for name in config)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_long_call_answers_signals(threads: int, train: bool) -> None:
+    """As Ctrl-C does, a signal handler's exception ends the call, which would otherwise take many seconds."""
+
+    class Enough(Exception): ...
+
+    def handler(*_: object) -> None:
+        raise Enough
+
+    layer = rf.LSTM(256, 256, seed=0)
+    x = np.broadcast_to(sample(256), (20_000 if train else 100_000, 8, 256))
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with rf.threads(threads), pytest.raises(Enough):
+            started = time.perf_counter()
+            layer.forward(x) if train else layer(x)
+        assert time.perf_counter() - started < 2
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert_same(layer(x[:3])[0], rf.LSTM(256, 256, seed=0)(x[:3])[0])  # nothing is left behind
 
 
 # --- the package ---

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import (
     Axes,
+    Results,
     compare_results,
     exact_threads,
     largest,
@@ -26,6 +28,7 @@ from oracle import (
     layer_tolerances,
     reference_results,
 )
+from rnnfast import reference
 
 KINDS = {
     "rnn": (rf.RNN, {"nonlinearity": "tanh"}),
@@ -84,7 +87,7 @@ def pairwise(options: dict[str, list[Any]], rng: np.random.Generator) -> list[di
         a, x, b, y = min(missing, key=repr)
         best: dict[str, Any] = {}
         gain = 0
-        for _ in range(400):
+        for _ in range(30):
             case = {a: x, b: y}
             for name in rng.permutation([name for name in names if name not in case]):
                 values = [value for value in options[name] if possible({**case, name: value})]
@@ -125,16 +128,16 @@ def draw(case: dict[str, Any], isa: str, dtype: str, attempt: int) -> tuple[Any,
         if name.startswith("weight_ih"):  # pre-activations near 1 whatever the input size; relu has no other bound
             value *= np.sqrt(H / max(value.shape[1], 1))
 
-    def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape).astype(dtype)
+    def uniform(*shape: int) -> np.ndarray:
+        return rng.uniform(-1, 1, shape).astype(dtype)
 
     def sequence(features: int) -> np.ndarray:
         shapes = {"time first": (T, B, features), "batch first": (B, T, features), "unbatched": (T, features)}
-        return normal(*shapes[case["form"]])
+        return uniform(*shapes[case["form"]])
 
     def states(second: bool = True) -> Any:
         shape = (case["layers"] * directions, *([] if case["form"] == "unbatched" else [B]), H)
-        h, c = normal(*shape), normal(*shape)
+        h, c = uniform(*shape), uniform(*shape)
         return (h, c if second else None) if cell is rf.LSTM else h
 
     hx = None if case["state"] is None else states(case["state"] == "given")
@@ -146,35 +149,42 @@ def draw(case: dict[str, Any], isa: str, dtype: str, attempt: int) -> tuple[Any,
     return layer, [sequence(I), hx, grad_output, grad_state, lengths]
 
 
-def moved(value: Any, rng: np.random.Generator) -> Any:
-    """Every number one float up or down."""
-    if isinstance(value, tuple):
-        return tuple(moved(part, rng) for part in value)
-    if value is None:
-        return None
-    return np.nextafter(value, np.where(rng.random(value.shape) < 0.5, np.inf, -np.inf).astype(value.dtype))
+def rounded_otherwise(cell: reference.Cell, eps: float, rng: np.random.Generator) -> reference.Cell:
+    """The cell with every intermediate result off by up to eps, relatively."""
+
+    def nudge(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(nudge(part) for part in value)
+        return value * (1.0 + eps * rng.uniform(-1.0, 1.0, value.shape))
+
+    def step(layer: Any, x: Any, prev: Any) -> Any:
+        return nudge(cell.step(layer, nudge(x), prev))
+
+    def step_backward(layer: Any, saved: Any, d_state: Any) -> Any:
+        d_x, d_prev, d_parameters = cell.step_backward(layer, saved, d_state)
+        return nudge(d_x), nudge(d_prev), {name: nudge(value) for name, value in d_parameters.items()}
+
+    return replace(cell, step=step, step_backward=step_backward)
 
 
-def well_posed(layer: Any, arguments: list[Any], masks: Any, want: Any) -> bool:
-    """Whether the last bit of the data decides less than a quarter of a tolerance. The tolerance of a gradient is relative to
-    its largest element, so that no implementation can keep it where that element is a sum that cancels: with one or two
-    elements, as with H = 1, that happens."""
-    rng = np.random.default_rng(0)
-    *arrays, lengths = arguments
-    other = reference_results(
-        layer,
-        *(moved(array, rng) for array in arrays),
-        lengths,
-        dropout_masks=masks,
-        parameters={name: moved(value, rng) for name, value in layer.parameters.items()},
-    )
-    x = Axes(unbatched=arrays[0].ndim == 2, batch_first=layer.batch_first).sequence(arrays[0])
-    allowed = layer_tolerances(layer, x.dtype, x.shape)
+def well_posed(layer: Any, arguments: list[Any], masks: Any, want: Results) -> bool:
+    """Whether rounding decides less than a quarter of each tolerance, which the reference finds out alone.
+
+    The tolerance of a gradient is relative to its largest element. Where that is a sum that cancels no implementation
+    can keep it, and with one or two elements in all, as where H is 1, this happens.
+    """
+    name = type(layer).__name__.lower()
+    eps = float(np.finfo(layer.dtype).eps)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(reference.CELLS, name, rounded_otherwise(reference.CELLS[name], eps, np.random.default_rng(0)))
+        other = reference_results(layer, *arguments, dropout_masks=masks)
+    axes = Axes(unbatched=arguments[0].ndim == 2, batch_first=layer.batch_first)
+    allowed = layer_tolerances(layer, layer.dtype, axes.sequence(arguments[0]).shape)
     return all(
-        largest(other.outputs[name] - value) <= allowed.output / 8 * (1 + largest(value) if name == "state c" else 1)
+        largest(other.outputs[name] - value) <= allowed.output / 4 * (1 + largest(value) if name == "state c" else 1)
         for name, value in want.outputs.items()
     ) and all(
-        largest(other.gradients[name] - value) <= allowed.gradient / 8 * largest(value)
+        largest(other.gradients[name] - value) <= allowed.gradient / 4 * largest(value)
         for name, value in want.gradients.items()
     )
 
@@ -182,7 +192,7 @@ def well_posed(layer: Any, arguments: list[Any], masks: Any, want: Any) -> bool:
 def check(case: dict[str, Any], isa: str, dtype: str, threads: int) -> dict[str, float]:
     """Compares on the first data that are well posed, which the reference decides alone."""
     case = {**PLAIN, **case}
-    for attempt in range(400):
+    for attempt in range(2000):
         layer, arguments = draw(case, isa, dtype, attempt)
         with rf.use_isa(isa), exact_threads(threads):
             got, masks = layer_results(layer, *arguments)
@@ -235,9 +245,11 @@ def test_large_shapes_equal_the_reference(case: dict[str, Any], dtype: str, thre
 @settings(max_examples=150)
 @given(data=st.data())
 def test_any_shape_and_options_equal_the_reference(data: st.DataObject) -> None:
-    """Sizes from 0 and combinations of more than two options that the grid does not have."""
-    ranges = {"I": 40, "H": 40, "T": 9, "B": 21}
-    case: dict[str, Any] = {name: data.draw(st.integers(0, most), name) for name, most in ranges.items()}
+    """Sizes from 0 and combinations of more than two options that the grid does not have. H is not 1 to 3: with so few
+    units too many data have to be thrown away."""
+    units = st.integers(4, 40) | st.just(0)
+    ranges = {"I": st.integers(0, 40), "H": units, "T": st.integers(0, 9), "B": st.integers(0, 21)}
+    case: dict[str, Any] = {name: data.draw(sizes, name) for name, sizes in ranges.items()}
     for name in OPTIONS:
         if name not in case:
             values = [value for value in OPTIONS[name] if possible({**case, name: value})]

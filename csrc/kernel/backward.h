@@ -17,36 +17,36 @@ namespace {
 template <class T> struct BackwardLayer {
   int64_t inputs, units;
   bool reverse;
-  Rows<const T> x, y;          // what the forward pass read and wrote
-  const T *h0, *c0;            // [B, H] or null
-  const T* saved;              // [panel][row][saved][lane]: of all rows, or of those of the segment
-  Range numbers;               // the rows that `saved` has
-  const T* c_start;            // [panel][B][lane]: c before the segment; null: c0
-  Rows<const T> d_y;           // data null: zeros
-  const T *d_hn, *d_cn;        // [B, H] or null
-  Rows<T> d_x;                 // data null: not wanted
-  T *d_h0, *d_c0;              // [B, H] or null
+  Rows<const T> x, y;    // what the forward pass read and wrote
+  const T *h0, *c0;      // [B, H] or null
+  const T* saved;        // [panel][row][saved][lane]: of all rows, or of those of the segment
+  Range numbers;         // the rows that `saved` has
+  const T* c_start;      // [panel][B][lane]: c before the segment; null: c0
+  Rows<const T> d_y;     // data null: zeros
+  const T *d_hn, *d_cn;  // [B, H] or null
+  Rows<T> d_x;           // data null: not wanted
+  T *d_h0, *d_c0;        // [B, H] or null
   const Weights* weights;
   const WeightGradients* gradients;  // null: not wanted
-  T* per_step;                 // [T, B, H] or null
+  T* per_step;                       // [T, B, H] or null
 };
 
 // Scratch of one direction, used by layer after layer.
 template <class C, class T> struct BackwardScratch {
   static constexpr int64_t width = lanes<T>;
   static constexpr int height = full_rows<C::gates>;  // inputs side by side in a tile of the weight gradients
-  T *w, *u;    // transposed weights: [panel of inputs][unit][gate][lane]
-  T *d_w, *d_u;  // [panel][k][gate][lane]
-  T* d_bias;   // [panel][column][lane]
-  T* d_h;        // [B][panel][lane]
-  T* d_c;        // [panel][B][lane]
-  T* da;       // [panel][row of the block][column][lane]
-  T *x, *h_prev;  // [tile of inputs][row of the block][height]
-  T* zeros;    // [H]
+  T *w, *u;                                           // transposed weights: [panel of inputs][unit][gate][lane]
+  T *d_w, *d_u;                                       // [panel][k][gate][lane]
+  T* d_bias;                                          // [panel][column][lane]
+  T* d_h;                                             // [B][panel][lane]
+  T* d_c;                                             // [panel][B][lane]
+  T* da;                                              // [panel][row of the block][column][lane]
+  T *x, *h_prev;                                      // [tile of inputs][row of the block][height]
+  T* zeros;                                           // [H]
   struct Row {
     int64_t t, b, number;
   };
-  Row* rows;  // of the block, in the order of processing
+  Row* rows;             // of the block, in the order of processing
   Packed<C, T> weights;  // to compute a segment again
   T* saved;              // of a segment
   const T **x_rows, **h_rows;
@@ -274,7 +274,7 @@ template <class C, class T> class BackwardPass {
     template <int R, int P> void tile(int64_t panel, int64_t row) const {
       V acc[R][P * C::gates], a[R][P][C::columns];
       const T *x[R], *h[R];
-      RNNFAST_UNROLL for (int r = 0; r < R; ++r) x[r] = scratch.x_rows[row + r], h[r] = scratch.h_rows[row + r];
+      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) x[r] = scratch.x_rows[row + r], h[r] = scratch.h_rows[row + r];
       scratch.weights.template start<R, P>(acc, panel);
       scratch.weights.template add_input<R, P>(acc, x, panel);
       scratch.weights.template split<R, P>(acc, a, panel);
@@ -283,7 +283,8 @@ template <class C, class T> class BackwardPass {
       for (int r = 0; r < R; ++r)
         for (int p = 0; p < P; ++p)
           for (int g = 0; g < C::columns; ++g)
-            store<T>(scratch.saved + (((panel + p) * layer.numbers.size() + row + r) * C::saved + g) * width, a[r][p][g]);
+            store<T>(scratch.saved + (((panel + p) * layer.numbers.size() + row + r) * C::saved + g) * width,
+                     a[r][p][g]);
     }
   };
 
@@ -293,12 +294,12 @@ template <class C, class T> class BackwardPass {
       const int64_t b = rows.batch(r), number = rows.first + r, valid = min(width, layer.units - p * width);
       T* out = scratch.saved + (p * layer.numbers.size() + number - layer.numbers.first) * C::saved * width;
       V a[C::columns], saved[C::saved ? C::saved : 1];
-      RNNFAST_UNROLL for (int g = 0; g < C::columns; ++g) a[g] = load(out + g * width);
+      RNNFAST_UNROLL_FOR (int g = 0; g < C::columns; ++g) a[g] = load(out + g * width);
       State<T> prev{};
       prev.h = load_part(h_before(layer, scratch, t, b, number) + p * width, valid);
       if (C::has_c) prev.c = c_before(layer, p, b, number, valid);
       C::forward(a, prev, Unit<T>{spec_.activation}, saved);
-      RNNFAST_UNROLL for (int j = 0; j < C::saved; ++j) store<T>(out + j * width, saved[j]);
+      RNNFAST_UNROLL_FOR (int j = 0; j < C::saved; ++j) store<T>(out + j * width, saved[j]);
     }
   }
 
@@ -359,8 +360,8 @@ template <class C, class T> class BackwardPass {
 
   // --- one step: da of all rows, then their product with U, which is the step before's d_h ---
 
-  int64_t step(const Layer& layer, const Scratch& scratch, const Team& team, const Part& part, int64_t s,
-               int64_t done, T** out_rows) const {
+  int64_t step(const Layer& layer, const Scratch& scratch, const Team& team, const Part& part, int64_t s, int64_t done,
+               T** out_rows) const {
     const int64_t t = layer.reverse ? pass_.steps - 1 - s : s;
     const StepRows all = schedule_.rows(t), rows = schedule_.rows(t, part.rows.first, part.rows.last);
     const int64_t base = done + rows.first - all.first;  // this part's first row in the block
@@ -411,7 +412,7 @@ template <class C, class T> class BackwardPass {
     if (layer.per_step) store_part(layer.per_step + (t * pass_.batch + b) * layer.units + unit, d.h, valid);
 
     V saved[C::saved ? C::saved : 1], da[C::columns];
-    RNNFAST_UNROLL for (int j = 0; j < C::saved; ++j) saved[j] = load(saved_at(layer, p, number) + j * width);
+    RNNFAST_UNROLL_FOR (int j = 0; j < C::saved; ++j) saved[j] = load(saved_at(layer, p, number) + j * width);
     const V h = C::backward_needs_h ? load_part(layer.y.at(t, b) + unit, valid) : V{};
     State<T> prev{};
     if (C::backward_needs_h_prev) prev.h = load_part(h_before(layer, scratch, t, b, number) + unit, valid);
@@ -419,7 +420,7 @@ template <class C, class T> class BackwardPass {
     const State<T> direct = C::backward(saved, h, prev, d, Unit<T>{spec_.activation}, da);
 
     T* out = da_at(scratch, p, block_row);
-    RNNFAST_UNROLL for (int g = 0; g < C::columns; ++g) store<T>(out + g * width, da[g]);
+    RNNFAST_UNROLL_FOR (int g = 0; g < C::columns; ++g) store<T>(out + g * width, da[g]);
     store<T>(d_h_at(scratch, b) + unit, direct.h);
     if (C::has_c) store<T>(scratch.d_c + at, direct.c);
   }

@@ -1,5 +1,6 @@
 // Gated recurrent unit (Cho et al. 2014), with the reset gate applied after the product, as cuDNN and PyTorch have it:
-// n = tanh(xn + r * hn). Columns: r, z, xn = W_n x + b_in, hn = U_n h + b_hn; the last two stay apart until they meet r.
+// n = tanh(xn + r * hn). Columns: r, z, xn = W_n x + b_in, hn = U_n h + b_hn; the last two stay apart until they meet
+// r.
 #pragma once
 
 #include "cell.h"

@@ -1,5 +1,5 @@
-// Long short-term memory (Hochreiter and Schmidhuber 1997) with the forget gate of Gers, Schmidhuber and Cummins (2000).
-// Columns: i f g o, in PyTorch's order.
+// Long short-term memory (Hochreiter and Schmidhuber 1997) with the forget gate of Gers, Schmidhuber and Cummins
+// (2000). Columns: i f g o, in PyTorch's order.
 #pragma once
 
 #include "cell.h"

@@ -21,14 +21,19 @@ template <class C, class T> struct ForwardLayer {
   T* h;       // [2][B][H]: a sequence's step reads one half and writes the other
   T* c;       // [panel][B][lane]
   T* x_part;  // [panel][row of the block][gate][lane], a region for each part
-  T* saved;      // [panel][row][saved][lane], or null
+  T* saved;   // [panel][row][saved][lane], or null
   int64_t layer, direction;
 };
 
 template <class C, class T> class ForwardPass {
  public:
   ForwardPass(const Forward& pass, void* scratch)
-      : pass_(pass), spec_(pass.spec), arena_(scratch), schedule_(arena_, pass), tape_(pass, schedule_.total()), interrupt_(pass.interrupted) {
+      : pass_(pass),
+        spec_(pass.spec),
+        arena_(scratch),
+        schedule_(arena_, pass),
+        tape_(pass, schedule_.total()),
+        interrupt_(pass.interrupted) {
     const int64_t units = spec_.hidden_size, directions = spec_.num_directions;
     panels_ = panels_of<T>(units);
     const int64_t products = C::gates * units * (spec_.input_size + units) * pass.batch * directions;
@@ -71,8 +76,7 @@ template <class C, class T> class ForwardPass {
   bool run() {
     schedule_.build();
     for (int64_t j = 0; j < meetings_for(threads_); ++j) meetings_[j] = Meeting();
-    parallel(
-        threads_, [](void* self, int id, int count) { static_cast<ForwardPass*>(self)->thread(id, count); }, this);
+    parallel(threads_, [](void* self, int id, int count) { static_cast<ForwardPass*>(self)->thread(id, count); }, this);
     return !interrupt_.happened();
   }
 
@@ -181,8 +185,7 @@ template <class C, class T> class ForwardPass {
       for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
         const int64_t unit = p * width, valid = min(width, spec_.hidden_size - unit), at = b * spec_.hidden_size + unit;
         store_n(h_after(layer, b, 0) + unit, layer.h0 ? load_n(layer.h0 + at, valid) : V{}, valid);
-        if (C::has_c)
-          store<T>(layer.c + (p * pass_.batch + b) * width, layer.c0 ? load_n(layer.c0 + at, valid) : V{});
+        if (C::has_c) store<T>(layer.c + (p * pass_.batch + b) * width, layer.c0 ? load_n(layer.c0 + at, valid) : V{});
       }
   }
 
@@ -222,12 +225,13 @@ template <class C, class T> class ForwardPass {
     template <int R, int P> void tile(int64_t panel, int64_t row) const {
       V acc[R][P * C::gates];
       const T* x[R];
-      RNNFAST_UNROLL for (int r = 0; r < R; ++r) x[r] = x_rows[row + r];
+      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) x[r] = x_rows[row + r];
       layer.weights.template start<R, P>(acc, panel);
       layer.weights.template add_input<R, P>(acc, x, panel);
-      RNNFAST_UNROLL for (int p = 0; p < P; ++p) {
+      RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) {
         T* out = pass.x_part_at(layer, part, panel + p, row);
-        RNNFAST_UNROLL for (int r = 0; r < R; ++r) RNNFAST_UNROLL for (int g = 0; g < C::gates; ++g)
+        RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
+          RNNFAST_UNROLL_FOR (int g = 0; g < C::gates; ++g)
             store<T>(out + (r * C::gates + g) * width, acc[r][p * C::gates + g]);
       }
     }
@@ -253,7 +257,7 @@ template <class C, class T> class ForwardPass {
       V acc[R][P * C::gates];
       const T *x[R], *h[R];
       T* h_next[R];
-      RNNFAST_UNROLL for (int r = 0; r < R; ++r) {
+      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) {
         const int64_t b = rows.batch(row + r), before = pass.schedule_.done(t, b, layer.reverse);
         x[r] = layer.x.at(t, b);
         h[r] = pass.h_after(layer, b, before);
@@ -275,11 +279,12 @@ template <class C, class T> class ForwardPass {
   };
 
   template <int R, int P>
-  RNNFAST_INLINE void load_x_part(const Layer& layer, const Part& part, V (&acc)[R][P * C::gates],
-                                  int64_t panel, int64_t row) const {
-    RNNFAST_UNROLL for (int p = 0; p < P; ++p) {
+  RNNFAST_INLINE void load_x_part(const Layer& layer, const Part& part, V (&acc)[R][P * C::gates], int64_t panel,
+                                  int64_t row) const {
+    RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) {
       const T* in = x_part_at(layer, part, panel + p, row);
-      RNNFAST_UNROLL for (int r = 0; r < R; ++r) RNNFAST_UNROLL for (int g = 0; g < C::gates; ++g)
+      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
+        RNNFAST_UNROLL_FOR (int g = 0; g < C::gates; ++g)
           acc[r][p * C::gates + g] = load(in + (r * C::gates + g) * width);
     }
   }
@@ -296,7 +301,7 @@ template <class C, class T> class ForwardPass {
     if (C::has_c) store<T>(c, next.c);
     if (layer.saved) {
       T* out = layer.saved + (p * schedule_.total() + rows.first + r) * C::saved * width;
-      RNNFAST_UNROLL for (int j = 0; j < C::saved; ++j) store<T>(out + j * width, saved[j]);
+      RNNFAST_UNROLL_FOR (int j = 0; j < C::saved; ++j) store<T>(out + j * width, saved[j]);
     }
   }
 

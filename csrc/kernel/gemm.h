@@ -89,12 +89,12 @@ RNNFAST_INLINE void accumulate(vec<T> (&acc)[Rows][Panels * Map::count], const T
   constexpr int gates = Map::count, width = lanes<T>;
   for (int64_t k = 0; k < k_size; ++k) {
     vec<T> w[Panels * gates];
-    RNNFAST_UNROLL for (int p = 0; p < Panels; ++p)
-      RNNFAST_UNROLL for (int g = 0; g < gates; ++g)
+    RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p)
+      RNNFAST_UNROLL_FOR (int g = 0; g < gates; ++g)
         w[p * gates + g] = load(b[p] + (k * BColumns + Map::at(g)) * width);
-    RNNFAST_UNROLL for (int r = 0; r < Rows; ++r) {
+    RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r) {
       const vec<T> x = splat(a[r][k * AStep]);
-      RNNFAST_UNROLL for (int c = 0; c < Panels * gates; ++c) acc[r][c] = fma(x, w[c], acc[r][c]);
+      RNNFAST_UNROLL_FOR (int c = 0; c < Panels * gates; ++c) acc[r][c] = fma(x, w[c], acc[r][c]);
     }
   }
 }
@@ -110,13 +110,13 @@ RNNFAST_INLINE void accumulate_units(vec<T> (&acc)[Rows][Panels], const T* const
   uint64_t offset = 0;
   for (uint64_t u = 0; u < static_cast<uint64_t>(units); ++u) {
     const uint64_t at = u / width * static_cast<uint64_t>(panel_stride) + u % width;
-    RNNFAST_UNROLL for (int g = 0; g < gates; ++g) {
+    RNNFAST_UNROLL_FOR (int g = 0; g < gates; ++g) {
       vec<T> w[Panels];
-      RNNFAST_UNROLL for (int p = 0; p < Panels; ++p) w[p] = load(b[p] + offset);
+      RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) w[p] = load(b[p] + offset);
       offset += width;
-      RNNFAST_UNROLL for (int r = 0; r < Rows; ++r) {
+      RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r) {
         const vec<T> x = splat(a[r][at + static_cast<uint64_t>(Map::at(g)) * width]);
-        RNNFAST_UNROLL for (int p = 0; p < Panels; ++p) acc[r][p] = fma(x, w[p], acc[r][p]);
+        RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) acc[r][p] = fma(x, w[p], acc[r][p]);
       }
     }
   }
@@ -138,16 +138,19 @@ template <class Map, int DaColumns, class T> struct WeightSums {
     vec<T> acc[Rows][Panels * gates];
     const T *a[Rows], *b[Panels];
     T* out[Panels];
-    RNNFAST_UNROLL for (int r = 0; r < Rows; ++r) a[r] = operand + input / height * operand_stride + r;
-    RNNFAST_UNROLL for (int p = 0; p < Panels; ++p) {
+    RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r) a[r] = operand + input / height * operand_stride + r;
+    RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) {
       b[p] = da + (panel + p) * da_stride;
       out[p] = sums + ((panel + p) * inputs + input) * gates * width;
     }
-    RNNFAST_UNROLL for (int r = 0; r < Rows; ++r) RNNFAST_UNROLL for (int p = 0; p < Panels; ++p)
-        RNNFAST_UNROLL for (int g = 0; g < gates; ++g) acc[r][p * gates + g] = load(out[p] + (r * gates + g) * width);
+    RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
+      RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p)
+        RNNFAST_UNROLL_FOR (int g = 0; g < gates; ++g) acc[r][p * gates + g] = load(out[p] + (r * gates + g) * width);
     accumulate<Map, height, DaColumns, Rows, Panels, T>(acc, a, b, rows);
-    RNNFAST_UNROLL for (int r = 0; r < Rows; ++r) RNNFAST_UNROLL for (int p = 0; p < Panels; ++p)
-        RNNFAST_UNROLL for (int g = 0; g < gates; ++g) store<T>(out[p] + (r * gates + g) * width, acc[r][p * gates + g]);
+    RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
+      RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p)
+        RNNFAST_UNROLL_FOR (int g = 0; g < gates; ++g)
+          store<T>(out[p] + (r * gates + g) * width, acc[r][p * gates + g]);
   }
 
   void run(int64_t first_panel, int64_t last_panel, int64_t first_tile, int64_t last_tile) const {
@@ -172,15 +175,15 @@ template <class Map, int DaColumns, class T> struct UnitSums {
   template <int Rows, int Panels> void tile(int64_t panel, int64_t row) const {
     vec<T> acc[Rows][Panels];
     const T *a[Rows], *b[Panels];
-    RNNFAST_UNROLL for (int r = 0; r < Rows; ++r) {
+    RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r) {
       a[r] = da + (row + r) * DaColumns * width;
-      RNNFAST_UNROLL for (int p = 0; p < Panels; ++p) acc[r][p] = vec<T>{};
+      RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) acc[r][p] = vec<T>{};
     }
-    RNNFAST_UNROLL for (int p = 0; p < Panels; ++p) b[p] = weights + (panel + p) * units * Map::count * width;
+    RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) b[p] = weights + (panel + p) * units * Map::count * width;
     accumulate_units<Map, Rows, Panels, T>(acc, a, da_stride, b, units);
     vec<T> sums[Rows][Panels];  // in memory, so that the loops below need not be unrolled
-    RNNFAST_UNROLL for (int r = 0; r < Rows; ++r)
-      RNNFAST_UNROLL for (int p = 0; p < Panels; ++p) sums[r][p] = acc[r][p];
+    RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
+      RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) sums[r][p] = acc[r][p];
     for (int r = 0; r < Rows; ++r)
       for (int p = 0; p < Panels; ++p) {
         const int64_t at = (panel + p) * width, valid = min(width, out_size - at);
@@ -197,10 +200,10 @@ template <class Map, int DaColumns, class T> struct UnitSums {
 template <class T, bool Cut>
 void transpose_square(const T* in, int64_t in_stride, int64_t rows, int64_t columns, T* out, int64_t out_stride) {
   vec<T> square[lanes<T>];
-  RNNFAST_UNROLL for (int r = 0; r < lanes<T>; ++r)
+  RNNFAST_UNROLL_FOR (int r = 0; r < lanes<T>; ++r)
     square[r] = r < rows ? load_part(in + r * in_stride, columns) : splat(T(0));
   transpose<T>(square);
-  RNNFAST_UNROLL for (int c = 0; c < lanes<T>; ++c)
+  RNNFAST_UNROLL_FOR (int c = 0; c < lanes<T>; ++c)
     if (c < columns) store_part(out + c * out_stride, square[c], Cut ? rows : lanes<T>);
 }
 
@@ -211,9 +214,9 @@ void pack_by_unit(const T* weight, int gates, int64_t units, int64_t k_size, T* 
   for (int64_t p = first; p < last; ++p)
     for (int64_t k = 0; k < k_size; k += width)
       for (int g = 0; g < gates; ++g)
-        transpose_square<T, false>(weight + (g * units + p * width) * k_size + k, k_size,
-                                   min(width, units - p * width), min(width, k_size - k),
-                                   packed + ((p * k_size + k) * gates + g) * width, gates * width);
+        transpose_square<T, false>(weight + (g * units + p * width) * k_size + k, k_size, min(width, units - p * width),
+                                   min(width, k_size - k), packed + ((p * k_size + k) * gates + g) * width,
+                                   gates * width);
 }
 
 // The inverse, for gradients.

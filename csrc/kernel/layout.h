@@ -15,7 +15,9 @@ template <class T> struct Rows {
   T* at(int64_t t, int64_t b) const { return data + t * stride_t + b * stride_b; }
 };
 
-template <class T> Rows<const T> rows_of(const Input& v) { return {static_cast<const T*>(v.data), v.stride_t, v.stride_b}; }
+template <class T> Rows<const T> rows_of(const Input& v) {
+  return {static_cast<const T*>(v.data), v.stride_t, v.stride_b};
+}
 template <class T> Rows<T> rows_of(const Output& v) { return {static_cast<T*>(v.data), v.stride_t, v.stride_b}; }
 template <class T> Rows<T> contiguous(T* data, int64_t batch, int64_t features) {
   return {data, batch * features, features};
@@ -64,10 +66,11 @@ template <class C, class T> struct Packed {
   template <int R, int P> using Chains = vec<T>[R][P * C::gates];
 
   template <int R, int P> RNNFAST_INLINE void start(Chains<R, P>& acc, int64_t panel) const {
-    RNNFAST_UNROLL for (int p = 0; p < P; ++p) RNNFAST_UNROLL for (int g = 0; g < C::gates; ++g) {
-      const vec<T> first = load(bias + ((panel + p) * C::columns + C::x_columns::at(g)) * width);
-      RNNFAST_UNROLL for (int r = 0; r < R; ++r) acc[r][p * C::gates + g] = first;
-    }
+    RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p)
+      RNNFAST_UNROLL_FOR (int g = 0; g < C::gates; ++g) {
+        const vec<T> first = load(bias + ((panel + p) * C::columns + C::x_columns::at(g)) * width);
+        RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) acc[r][p * C::gates + g] = first;
+      }
   }
 
   template <int R, int P>
@@ -82,20 +85,21 @@ template <class C, class T> struct Packed {
   // Columns that only x or only h adds to (GRU's n): the x part is complete, and h's chain starts with its own bias.
   template <int R, int P>
   RNNFAST_INLINE void split(Chains<R, P>& acc, vec<T> (&a)[R][P][C::columns], int64_t panel) const {
-    RNNFAST_UNROLL for (int p = 0; p < P; ++p) RNNFAST_UNROLL for (int g = 0; g < C::gates; ++g) {
-      if (C::x_columns::at(g) == C::h_columns::at(g)) continue;
-      const vec<T> first = load(bias + ((panel + p) * C::columns + C::h_columns::at(g)) * width);
-      RNNFAST_UNROLL for (int r = 0; r < R; ++r) {
-        a[r][p][C::x_columns::at(g)] = acc[r][p * C::gates + g];
-        acc[r][p * C::gates + g] = first;
+    RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p)
+      RNNFAST_UNROLL_FOR (int g = 0; g < C::gates; ++g) {
+        if (C::x_columns::at(g) == C::h_columns::at(g)) continue;
+        const vec<T> first = load(bias + ((panel + p) * C::columns + C::h_columns::at(g)) * width);
+        RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) {
+          a[r][p][C::x_columns::at(g)] = acc[r][p * C::gates + g];
+          acc[r][p * C::gates + g] = first;
+        }
       }
-    }
   }
 
-  template <int R, int P>
-  RNNFAST_INLINE void join(const Chains<R, P>& acc, vec<T> (&a)[R][P][C::columns]) const {
-    RNNFAST_UNROLL for (int r = 0; r < R; ++r) RNNFAST_UNROLL for (int p = 0; p < P; ++p)
-        RNNFAST_UNROLL for (int g = 0; g < C::gates; ++g) a[r][p][C::h_columns::at(g)] = acc[r][p * C::gates + g];
+  template <int R, int P> RNNFAST_INLINE void join(const Chains<R, P>& acc, vec<T> (&a)[R][P][C::columns]) const {
+    RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
+      RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p)
+        RNNFAST_UNROLL_FOR (int g = 0; g < C::gates; ++g) a[r][p][C::h_columns::at(g)] = acc[r][p * C::gates + g];
   }
 
  private:
@@ -103,7 +107,7 @@ template <class C, class T> struct Packed {
   RNNFAST_INLINE void add(Chains<R, P>& acc, const T* const (&a)[R], const T* packed, int64_t k_size,
                           int64_t panel) const {
     const T* b[P];
-    RNNFAST_UNROLL for (int p = 0; p < P; ++p) b[p] = packed + (panel + p) * k_size * C::gates * width;
+    RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) b[p] = packed + (panel + p) * k_size * C::gates * width;
     accumulate<typename C::x_columns, 1, C::gates, R, P, T>(acc, a, b, k_size);
   }
 
@@ -131,8 +135,7 @@ inline int64_t segment_steps(const Forward& pass) {
 // c that each segment starts from; the h is in the output.
 template <class C, class T> class Tape {
  public:
-  explicit Tape(const Forward& pass, int64_t rows)
-      : spec_(pass.spec), batch_(pass.batch), arena_(pass.tape), used_(0) {
+  explicit Tape(const Forward& pass, int64_t rows) : spec_(pass.spec), batch_(pass.batch), arena_(pass.tape), used_(0) {
     const Spec& s = pass.spec;
     const int64_t cells = s.num_layers * s.num_directions, panels = panels_of<T>(s.hidden_size);
     saved_size_ = pass.segments ? 0 : panels * rows * C::saved * lanes<T>;

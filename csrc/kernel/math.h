@@ -14,9 +14,10 @@ template <> struct Constants<float> {
   // Adding `magic` rounds to an integer n and leaves n + 127 in the low mantissa bits, ready to become an exponent.
   static constexpr float magic = 0x1.8p23f + 127;
   static constexpr int mantissa = 23;
-  static constexpr float ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;  // the high part has 8 zero bits at its end
-  static constexpr float exp_low = -87.3f, exp_high = 88.3f;                  // 2^n stays normal and finite
-  static constexpr float tanh_high = 9.1f;                                    // tanh rounds to 1 from 9.011 on
+  static constexpr float ln2_high = 0x1.62e4p-1f,
+                         ln2_low = 0x1.7f7d1cp-20f;           // the high part has 8 zero bits at its end
+  static constexpr float exp_low = -87.3f, exp_high = 88.3f;  // 2^n stays normal and finite
+  static constexpr float tanh_high = 9.1f;                    // tanh rounds to 1 from 9.011 on
   // 1/2!, 1/3!, ... 1/7!: the next term of the series is below 2^-27 for |r| <= ln(2) / 2.
   static constexpr float series[] = {1.0f / 2, 1.0f / 6, 1.0f / 24, 1.0f / 120, 1.0f / 720, 1.0f / 5040};
 };
@@ -27,9 +28,9 @@ template <> struct Constants<double> {
   static constexpr double exp_low = -708.3, exp_high = 709.4;
   static constexpr double tanh_high = 19.1;  // tanh rounds to 1 from 19.06 on
   // ... 1/13!: the next term is below 2^-57.
-  static constexpr double series[] = {1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
-                                      1.0 / 5040,   1.0 / 40320,   1.0 / 362880,   1.0 / 3628800,   1.0 / 39916800,
-                                      1.0 / 479001600, 1.0 / 6227020800};
+  static constexpr double series[] = {1.0 / 2,       1.0 / 6,        1.0 / 24,        1.0 / 120,
+                                      1.0 / 720,     1.0 / 5040,     1.0 / 40320,     1.0 / 362880,
+                                      1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
 };
 
 // e^x = power * (1 + tail), with power = 2^n and tail = e^r - 1, where x = n ln(2) + r and |r| <= ln(2) / 2.
@@ -44,7 +45,7 @@ template <class T> RNNFAST_INLINE Exponential<T> exponential(vec<T> x) {
   const vec<T> r = fma(n, splat(-K::ln2_low), fma(n, splat(-K::ln2_high), x));
   constexpr int terms = sizeof(K::series) / sizeof(T);
   vec<T> series = splat(K::series[terms - 1]);
-  RNNFAST_UNROLL for (int j = terms - 2; j >= 0; --j) series = fma(series, r, splat(K::series[j]));
+  RNNFAST_UNROLL_FOR (int j = terms - 2; j >= 0; --j) series = fma(series, r, splat(K::series[j]));
   return {(vec<T>)((bits<T>)shifted << K::mantissa), fma(r * r, series, r)};
 }
 
@@ -64,9 +65,7 @@ template <class T> RNNFAST_INLINE vec<T> expm1_of(vec<T> x) {
   return fma(e.power, e.tail, e.power - splat(T(1)));
 }
 
-template <class T> RNNFAST_INLINE vec<T> sigmoid_of(vec<T> x) {
-  return splat(T(1)) / (splat(T(1)) + exp_of<T>(-x));
-}
+template <class T> RNNFAST_INLINE vec<T> sigmoid_of(vec<T> x) { return splat(T(1)) / (splat(T(1)) + exp_of<T>(-x)); }
 
 // tanh(x) = e / (e + 2) with e = exp(2x) - 1, computed for |x|; the sign bit of x is put back at the end.
 template <class T> RNNFAST_INLINE vec<T> tanh_of(vec<T> x) {

@@ -77,8 +77,8 @@ inline Team make_team(Meeting* meetings, int id, int count, int64_t directions) 
 // waits for another. Otherwise units are split, and each thread keeps its slice of the recurrent weights.
 inline Part make_part(const Team& team, const Extent& e, int64_t weight_bytes, int64_t tile_rows) {
   constexpr int64_t private_cache = 1 << 20;
-  const bool by_rows = team.size > 1 && e.batch >= team.size * tile_rows &&
-                       (weight_bytes <= private_cache || e.panels < 2 * team.size);
+  const bool by_rows =
+      team.size > 1 && e.batch >= team.size * tile_rows && (weight_bytes <= private_cache || e.panels < 2 * team.size);
   if (by_rows) return {share(e.batch, team.rank, team.size), {0, e.panels}, team.parts + team.rank, 1, true};
   return {{0, e.batch}, share(e.panels, team.rank, team.size), team.parts, team.size, team.rank == 0};
 }

@@ -12,10 +12,11 @@ template <class T> double fma_rounds(int64_t n, double* sink) {
   constexpr int chains = registers - 4;
   vec<T> sum[chains];
   const vec<T> a = splat(T(0.999)), b = splat(T(1e-3));
-  RNNFAST_UNROLL for (int j = 0; j < chains; ++j) sum[j] = splat(T(j));
-  for (int64_t k = 0; k < n; ++k) RNNFAST_UNROLL for (int j = 0; j < chains; ++j) sum[j] = fma(sum[j], a, b);
+  RNNFAST_UNROLL_FOR (int j = 0; j < chains; ++j) sum[j] = splat(T(j));
+  for (int64_t k = 0; k < n; ++k)
+    RNNFAST_UNROLL_FOR (int j = 0; j < chains; ++j) sum[j] = fma(sum[j], a, b);
   vec<T> total = sum[0];
-  RNNFAST_UNROLL for (int j = 1; j < chains; ++j) total += sum[j];
+  RNNFAST_UNROLL_FOR (int j = 1; j < chains; ++j) total += sum[j];
   *sink = static_cast<double>(total[0]);
   return 2.0 * chains * lanes<T> * static_cast<double>(n);
 }
@@ -25,11 +26,11 @@ inline void read_rounds(const void* data, int64_t bytes, int64_t n, double* sink
   const float* p = static_cast<const float*>(data);
   constexpr int width = lanes<float>;
   vf sum[8];
-  RNNFAST_UNROLL for (int j = 0; j < 8; ++j) sum[j] = splat(0.0f);
+  RNNFAST_UNROLL_FOR (int j = 0; j < 8; ++j) sum[j] = splat(0.0f);
   for (int64_t k = 0; k < n; ++k)
     for (int64_t at = 0; at < bytes / 4; at += 8 * width)
-      RNNFAST_UNROLL for (int j = 0; j < 8; ++j) sum[j] += load(p + at + j * width);
-  RNNFAST_UNROLL for (int j = 1; j < 8; ++j) sum[0] += sum[j];
+      RNNFAST_UNROLL_FOR (int j = 0; j < 8; ++j) sum[j] += load(p + at + j * width);
+  RNNFAST_UNROLL_FOR (int j = 1; j < 8; ++j) sum[0] += sum[j];
   *sink = static_cast<double>(sum[0][0]);
 }
 

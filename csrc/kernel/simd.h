@@ -18,9 +18,9 @@
 #define RNNFAST_INLINE inline __attribute__((always_inline))
 // Loops of constant length over arrays of vectors: the arrays live in registers only if no index is left variable.
 #if defined(__clang__)
-#define RNNFAST_UNROLL _Pragma("clang loop unroll(full)")
+#define RNNFAST_UNROLL_FOR(...) _Pragma("clang loop unroll(full)") for (__VA_ARGS__)
 #else
-#define RNNFAST_UNROLL _Pragma("GCC unroll 64")
+#define RNNFAST_UNROLL_FOR(...) _Pragma("GCC unroll 64") for (__VA_ARGS__)
 #endif
 
 namespace rnnfast {
@@ -122,7 +122,9 @@ template <class T> RNNFAST_INLINE void store_n(T* p, vec<T> v, int64_t n) {
 #endif
 
 // The same where most often all lanes are valid: a plain load or store is cheaper than a masked one.
-template <class T> RNNFAST_INLINE vec<T> load_part(const T* p, int64_t n) { return n == lanes<T> ? load(p) : load_n(p, n); }
+template <class T> RNNFAST_INLINE vec<T> load_part(const T* p, int64_t n) {
+  return n == lanes<T> ? load(p) : load_n(p, n);
+}
 template <class T> RNNFAST_INLINE void store_part(T* p, vec<T> v, int64_t n) {
   if (n == lanes<T>)
     store<T>(p, v);
@@ -147,13 +149,13 @@ template <int From, class V, int... I> RNNFAST_INLINE V zip(V a, V b, Indices<I.
 template <class T> RNNFAST_INLINE void transpose(vec<T> (&row)[lanes<T>]) {
   constexpr int width = lanes<T>;
   using All = typename CountTo<width>::type;
-  RNNFAST_UNROLL for (int round = 1; round < width; round *= 2) {
+  RNNFAST_UNROLL_FOR (int round = 1; round < width; round *= 2) {
     vec<T> next[width];
-    RNNFAST_UNROLL for (int j = 0; j < width / 2; ++j) {
+    RNNFAST_UNROLL_FOR (int j = 0; j < width / 2; ++j) {
       next[2 * j] = zip<0>(row[j], row[j + width / 2], All{});
       next[2 * j + 1] = zip<width / 2>(row[j], row[j + width / 2], All{});
     }
-    RNNFAST_UNROLL for (int j = 0; j < width; ++j) row[j] = next[j];
+    RNNFAST_UNROLL_FOR (int j = 0; j < width; ++j) row[j] = next[j];
   }
 }
 

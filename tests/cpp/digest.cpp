@@ -45,12 +45,10 @@ using Aligned = std::unique_ptr<void, FreeAligned>;
 
 Aligned allocate_aligned(size_t bytes) { return Aligned(::operator new(bytes ? bytes : 1, std::align_val_t{64})); }
 
-template <class T>
-using Array = std::vector<T>;
+template <class T> using Array = std::vector<T>;
 
 // Multiples of 1/256 in [-1/2, 1/2): exact in both dtypes, from integers alone.
-template <class T>
-class Numbers {
+template <class T> class Numbers {
  public:
   Array<T> draw(int64_t size) {
     Array<T> values(static_cast<size_t>(size));
@@ -65,8 +63,7 @@ class Numbers {
   uint64_t state_ = 1;
 };
 
-template <class T>
-uint64_t fnv(const Array<T>& values) {
+template <class T> uint64_t fnv(const Array<T>& values) {
   uint64_t hash = 0xcbf29ce484222325u;
   const auto* bytes = reinterpret_cast<const unsigned char*>(values.data());
   for (size_t i = 0; i < values.size() * sizeof(T); ++i) hash = (hash ^ bytes[i]) * 0x100000001b3u;
@@ -74,8 +71,7 @@ uint64_t fnv(const Array<T>& values) {
 }
 
 // The arrays of one case, and the calls that use them.
-template <class T>
-class Run {
+template <class T> class Run {
  public:
   Run(const Case& which, int threads) : c_(which), threads_(threads) {
     draw_inputs();
@@ -190,8 +186,7 @@ class Run {
   Aligned tape_;
 };
 
-template <class T>
-void run(const KernelTable& table, const Case& c, int threads) {
+template <class T> void run(const KernelTable& table, const Case& c, int threads) {
   const char* const names[] = {"rnn", "lstm", "gru"};
   std::printf("%s%s f%d T%" PRId64 " B%" PRId64 " I%" PRId64 " H%" PRId64 " L%" PRId64 " D%" PRId64 ":",
               names[static_cast<int>(c.cell)], c.activation == Activation::relu ? "-relu" : "",

@@ -48,7 +48,7 @@ def named_results(output: Any, states: Sequence[Any], gradients: dict[str, Any] 
 
 
 class RnnFast(Contestant):
-    modes = ("forward", "train", "step", "cold")
+    modes: tuple[str, ...] = ("forward", "train", "step", "cold")
 
     def __init__(self, threads: int) -> None:
         self.library: Any = importlib.import_module("rnnfast")
@@ -121,14 +121,14 @@ class RnnFast(Contestant):
 class RnnFastLayer(RnnFast):
     """A layer that is not frozen packs its weights at each call: what that costs."""
 
-    modes = ("forward",)
+    modes: tuple[str, ...] = ("forward",)
 
     def prepare(self, case: Case, shared: dict[str, Array]) -> Prepared:
         return self.inference(self.layer(case, shared), shared["x"])
 
 
 class Torch(Contestant):
-    modes = ("forward", "train", "step", "cold")
+    modes: tuple[str, ...] = ("forward", "train", "step", "cold")
 
     def __init__(self, threads: int) -> None:
         self.library: Any = importlib.import_module("torch")
@@ -162,9 +162,10 @@ class Torch(Contestant):
                     module(x)
 
         def results() -> dict[str, Array]:
-            with self.library.no_grad(), context():
+            with context():
                 output, state = module(x)
-            return named_results(output.detach(), state if isinstance(state, tuple) else (state,))
+            states = [s.detach() for s in (state if isinstance(state, tuple) else (state,))]
+            return named_results(output.detach(), states)
 
         return Prepared(run, results)
 
@@ -213,7 +214,7 @@ class Torch(Contestant):
 class TorchGrad(Torch):
     """Evaluation without `inference_mode`, as programs do that forget it: autograd records the call."""
 
-    modes = ("forward",)
+    modes: tuple[str, ...] = ("forward",)
 
     def prepare(self, case: Case, shared: dict[str, Array]) -> Prepared:
         module = self.module(case, shared).eval()
@@ -221,7 +222,7 @@ class TorchGrad(Torch):
 
 
 class TorchCompile(Torch):
-    modes = ("forward",)
+    modes: tuple[str, ...] = ("forward",)
 
     def prepare(self, case: Case, shared: dict[str, Array]) -> Prepared:
         compiled = self.library.compile(self.module(case, shared).eval())
@@ -351,7 +352,7 @@ class OpenVino(Contestant):
 class Paddle(Contestant):
     """A peer for training, where it is the fastest at batch 1."""
 
-    modes = ("train",)
+    modes: tuple[str, ...] = ("train",)
 
     def __init__(self, threads: int) -> None:
         os.environ.setdefault("GLOG_minloglevel", "2")

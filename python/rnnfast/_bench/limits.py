@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from .cases import GATES, Case
 SIZES = [1 << k for k in range(14, 29)]  # bytes: 16 KiB to 256 MiB
 QUICK_SIZES = SIZES[::2]
 FLOAT = 4
+BURSTS = 8
 
 
 def cache_sizes() -> dict[str, int]:
@@ -37,8 +39,13 @@ def measure(threads: int, seconds: float, sizes: list[int]) -> dict[str, Any]:
     from rnnfast import _core
 
     isa = _core.default_isa()
-    peak = _core.measure_peak(isa, "float32", threads, seconds)
-    return {"peak": peak, "read": {str(size): _core.measure_read(isa, size, threads, seconds) for size in sizes}}
+
+    # Short bursts: another program that is given the core in between spoils one of them, not all.
+    def best(rate: Callable[[float], float]) -> float:
+        return max(rate(seconds / BURSTS) for _ in range(BURSTS))
+
+    reads = {str(n): best(partial(_core.measure_read, isa, n, threads)) for n in sizes}
+    return {"peak": best(partial(_core.measure_peak, isa, "float32", threads)), "read": reads}
 
 
 @dataclass(frozen=True)

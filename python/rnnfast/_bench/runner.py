@@ -110,12 +110,29 @@ class Process:
         lines = self.log.read_text(errors="replace").strip().splitlines()
         return f"the process ended with status {self.process.poll()}: {lines[-1] if lines else 'it said nothing'}"
 
+    def busy_seconds(self) -> float:
+        """Processor time that it has spent so far."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
+
+
+def busy_seconds() -> float:
+    """Processor time that the whole machine has spent so far, where the system tells."""
+    try:
+        fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    except (OSError, ValueError):
+        return 0.0
+    return (sum(fields[:8]) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")  # without idle and waiting for disks
 
 
 class Crew:
@@ -167,6 +184,7 @@ class Run:
     failed: dict[tuple[str, int], str] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     bitwise: bool = True
+    others: float = 0.0  # cores that other programs kept busy meanwhile
     samples: dict[tuple[str, int], list[list[float]]] = field(default_factory=dict)
 
     def prepare(self, processes: Sequence[Process]) -> list[Process]:
@@ -197,6 +215,8 @@ class Run:
     def take_turns(self, processes: Sequence[Process]) -> None:
         """Round robin. The first round only finds out how long a call takes."""
         processes, spent, rounds = list(processes), 0.0, self.plan.rounds
+        crew, began = list(processes), time.perf_counter()
+        ours, machine = sum(p.busy_seconds() for p in crew), busy_seconds()
         for number in range(1 + rounds):
             start = time.perf_counter()
             if number and number > self.rounds_within(spent):
@@ -214,6 +234,8 @@ class Run:
                 if number:
                     self.samples.setdefault((process.name, process.threads), []).append(samples)
             spent = max(spent, time.perf_counter() - start)
+        others = busy_seconds() - machine - (sum(p.busy_seconds() for p in crew) - ours)
+        self.others = max(0.0, others) / (time.perf_counter() - began)
 
     def rounds_within(self, round_seconds: float) -> int:
         return max(3, min(self.plan.rounds, int(self.plan.most_seconds / max(round_seconds, 1e-9))))
@@ -235,6 +257,7 @@ class Run:
                 "failed": {name: why for (name, n), why in self.failed.items() if n == threads},
                 "errors": self.errors,
                 "bitwise": self.bitwise,
+                "others": self.others,
             }
 
 
@@ -320,7 +343,9 @@ def wanted(peers: Iterable[str], modes: set[str]) -> list[str]:
     return [name for name in names if modes & set(CONTESTANTS[name].modes)]
 
 
-def run_mixed(plan: Plan, grid: Sequence[Mixed], document: dict[str, Any], progress: Progress[tuple[str, Mixed]]) -> None:
+def run_mixed(
+    plan: Plan, grid: Sequence[Mixed], document: dict[str, Any], progress: Progress[tuple[str, Mixed]]
+) -> None:
     """Partner and backend by partner and backend, each in a fresh process; only one process exists at a time."""
     began = time.monotonic()
     items = [
@@ -343,12 +368,17 @@ def run_mixed(plan: Plan, grid: Sequence[Mixed], document: dict[str, Any], progr
                 process = start_pipeline(name, plan, directory, document)
             if process is None:
                 continue
-            rounds = min(plan.rounds, 5)
-            arguments = {"size": mixed.size, "case": mixed.case.to_json(), "seconds": 2 * plan.seconds, "rounds": rounds}
             entry = {**mixed.to_json(), "title": mixed.title, "threads": process.threads, "backend": name.split("+")[1]}
             entry["used"] = process.about["backend"]
             try:
-                entry |= process.ask("mixed", gap=max(plan.gap, 0.05), **arguments)
+                entry |= process.ask(
+                    "mixed",
+                    size=mixed.size,
+                    case=mixed.case.to_json(),
+                    seconds=2 * plan.seconds,
+                    rounds=min(plan.rounds, 5),
+                    gap=max(plan.gap, 0.05),
+                )
             except Failure as failure:
                 entry["failed"] = str(failure)
             document["mixed"].append(entry)

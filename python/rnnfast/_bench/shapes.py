@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from .cases import CELLS, Case, Mixed
+from .cases import CELLS, Case, Mixed, regime
 
 Shape = tuple[int, int, int, int]
 
@@ -32,7 +33,9 @@ POWERS = [1 << k for k in range(11)]
 RANDOM_OPERATIONS = 2e10  # a drawn case has at most so many
 
 
-def cases(cells: Iterable[str], mode: str, shapes: Sequence[Shape], group: str = "table", label: str = "") -> list[Case]:
+def cases(
+    cells: Iterable[str], mode: str, shapes: Sequence[Shape], group: str = "table", label: str = ""
+) -> list[Case]:
     return [Case(cell, mode, *shape, group=group, label=label) for cell in cells for shape in shapes]
 
 
@@ -125,9 +128,9 @@ def drawn(count: int, seed: int = 1) -> list[Case]:
     bounds = ((1, 500), (1, 256), (8, 1536), (8, 1536))
     grid: list[Case] = []
     while len(grid) < count:
-        sizes = [round(float(np.exp(generator.uniform(np.log(low), np.log(high))))) for low, high in bounds]
+        t, b, i, h = (round(float(np.exp(generator.uniform(np.log(low), np.log(high))))) for low, high in bounds)
         cell, mode = CELLS[len(grid) % 3], ("forward", "train")[len(grid) // 3 % 2]
-        case = Case(cell, mode, *sizes, group="random")
+        case = Case(cell, mode, t, b, i, h, group="random")
         if case.operations <= RANDOM_OPERATIONS:
             grid.append(case)
     return grid
@@ -155,8 +158,15 @@ def unique(grid: Iterable[Case]) -> list[Case]:
 
 
 def thinned(grid: Sequence[Case], count: int, operations: float) -> list[Case]:
-    """At most `count` of the cases of at most so many operations, evenly spread over the grid."""
-    small = [case for case in grid if case.operations <= operations]
-    if len(small) <= count:
-        return small
-    return [small[i * len(small) // count] for i in range(count)]
+    """At most `count` of the cases of at most so many operations: of every regime in turn, evenly spread over it."""
+    regimes: dict[str, list[Case]] = {}
+    for case in grid:
+        if case.operations <= operations:
+            regimes.setdefault(regime(case), []).append(case)
+    each = -(-count // max(1, len(regimes)))
+    spread = [
+        [group[(2 * i + 1) * len(group) // (2 * each)] for i in range(each)] if len(group) > each else group
+        for group in regimes.values()
+    ]
+    in_turn = (case for turn in itertools.zip_longest(*spread) for case in turn if case is not None)
+    return list(itertools.islice(in_turn, count))
