@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import rnnfast as rf
 from oracle import Axes, exact_threads, layer_results
 

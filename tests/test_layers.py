@@ -701,3 +701,29 @@ def test_import_brings_no_other_library() -> None:
         "sys.exit(f'imported {extra}' if extra else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- recomputation ---
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("segments", [1, 2, 3, 100])
+def test_recomputation_gives_the_same_bits_from_a_smaller_tape(cell: Any, bidirectional: bool, segments: int) -> None:
+    x = sample(12, B, I)
+    results = []
+    for recompute in (None, segments):
+        layer = cell(I, H, 2, bidirectional=bidirectional, recompute=recompute, seed=0)
+        output, _, tape = layer.forward(x, lengths=[12, 0, 5][:B])
+        grads = layer.backward(tape, output)
+        results.append((tape.nbytes, grads))
+    (kept, want), (less, got) = results
+    assert np.array_equal(got.input, want.input)
+    assert all(np.array_equal(got.parameters[name], want.parameters[name]) for name in want.parameters)
+    # An RNN's output is all it needs; the others drop gates, and only an LSTM keeps a boundary for each segment.
+    assert less < kept or cell is rf.RNN or segments > 3
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "2"])
+def test_recompute_must_be_a_positive_number_of_segments(cell: Any, value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="recompute"):
+        cell(I, H, recompute=value)

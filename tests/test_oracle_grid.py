@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rnnfast as rf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import rnnfast as rf
 from oracle import (
     Axes,
     Results,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+
 from oracle import assert_close_gradient, assert_close_output, compare_layer, tolerances
 from rnnfast import reference
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import rnnfast as rf
 from oracle import compare_layer, exact_threads
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import rnnfast as rf
 from oracle import (
     Axes,

@@ -26,6 +26,7 @@ class Config:
     dropout: float = 0.0
     bidirectional: bool = False
     dtype: str = "float32"
+    recompute: int | None = None
 
     def checked(self) -> Config:
         """The same with Python's own types in every field; ValueError, TypeError for what no layer can have."""
@@ -40,6 +41,7 @@ class Config:
             dropout=_check.probability("dropout", self.dropout),
             bidirectional=_check.flag("bidirectional", self.bidirectional),
             dtype=_check.float_dtype(self.dtype),
+            recompute=None if self.recompute is None else _check.size("recompute", self.recompute, 1),
         )
         _check.layer_size(checked.num_layers, checked.weight_elements())
         return checked
@@ -121,7 +123,16 @@ class Config:
         """`LSTM(10, 20, num_layers=2)`: as PyTorch writes it, with what differs from the defaults."""
         parts = [str(self.input_size), str(self.hidden_size)]
         default = Config(self.cell, 0, 0)
-        for name in ("num_layers", "nonlinearity", "bias", "batch_first", "dropout", "bidirectional", "dtype"):
+        for name in (
+            "num_layers",
+            "nonlinearity",
+            "bias",
+            "batch_first",
+            "dropout",
+            "bidirectional",
+            "dtype",
+            "recompute",
+        ):
             if getattr(self, name) != getattr(default, name):
                 parts.append(f"{name}={getattr(self, name)!r}")
         return f"{self.class_name}({', '.join(parts)})"
@@ -162,6 +173,11 @@ class Configured:
     def dropout(self) -> float:
         """Probability that `forward` drops an element of the output of a layer below the last."""
         return self._config.dropout
+
+    @property
+    def recompute(self) -> int | None:
+        """In how many segments `backward` computes the gates again that `forward` did not keep; None: it keeps all."""
+        return self._config.recompute
 
     @property
     def bidirectional(self) -> bool:

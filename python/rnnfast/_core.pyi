@@ -49,7 +49,8 @@ class Pass:
         seed: int,
         train: bool,  # allocate and fill a tape
         isa: str,  # "" = the default; ignored with Packed
-        threads: int,  # 0 = the process's number
+        threads: int,  # 0 = the process's number; negative: exactly so many
+        segments: int = 0,  # recomputed in backward; 0 = none
     ) -> None: ...
     def forward(self) -> None: ...
     def backward(

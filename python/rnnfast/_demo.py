@@ -31,7 +31,7 @@ MAX_SYMBOLS = 1000  # bounds the memory of one-hot input and of the bigram table
 OTHER = "\N{REPLACEMENT CHARACTER}"  # stands for characters that the training text does not have
 CELLS: dict[str, Callable[..., Layer[Any]]] = {"rnn": rf.RNN, "lstm": rf.LSTM, "gru": rf.GRU}
 LEARNING_RATE = {"rnn": 6e-3, "lstm": 1.2e-2, "gru": 1.2e-2}
-HIDDEN, BATCH, STEPS = 256, 32, 1500  # about a minute on two cores
+HIDDEN, BATCH, STEPS = 256, 32, 1200  # about a minute on two cores
 MAX_HIDDEN = 8192
 CHUNK = 64  # steps of truncated back-propagation
 MAX_NORM = 1.0  # of the gradient of all parameters together
@@ -400,7 +400,7 @@ def demo(options: argparse.Namespace) -> None:
     text = own_text() if options.text is None else read_text(options.text)
     corpus = Corpus.of(text, None if model is None else model.symbols)
     if options.batch >= len(corpus.train):
-        raise DemoError(f"--batch {options.batch} is more than the {len(corpus.train)} characters to train on allow")
+        raise DemoError(f"--batch {options.batch} is too large for {len(corpus.train)} characters to train on")
     if model is None:
         model = CharModel(options.cell or "lstm", corpus.symbols, options.hidden or HIDDEN, options.seed)
     check_choice("--cell", options.cell, model.cell)

@@ -91,6 +91,7 @@ class ForwardCall:
             train,
             _settings.context_isa.get(),
             _settings.context_threads.get(),
+            config.recompute or 0,
         )
         self._pass.forward()
         self.state = self._user_state(final)

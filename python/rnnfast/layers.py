@@ -230,6 +230,9 @@ class RNN(Layer[Array]):
     dtype: "float32" or "float64".
     seed: of the initial parameters, uniform in +-1/sqrt(hidden_size), and of dropout: None, an integer, or a
         numpy.random.Generator.
+    recompute: None, or in how many segments of its steps a sequence is trained: `forward` then keeps only where each
+        segment starts, and `backward` computes its gates again, as one product since h is known. Memory falls to a
+        segment's, time grows by about a third, results have the same bits.
 
     Parameters by name: weight_ih_l0 [H, I], weight_hh_l0 [H, H], bias_ih_l0, bias_hh_l0 [H], then _l0_reverse with
     bidirectional, then _l1, whose weight_ih is [H, directions * H].
@@ -250,9 +253,20 @@ class RNN(Layer[Array]):
         *,
         dtype: Any = "float32",
         seed: Any = None,
+        recompute: int | None = None,
     ) -> None:
         config = Config(
-            "rnn", input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout, bidirectional, dtype
+            "rnn",
+            input_size,
+            hidden_size,
+            num_layers,
+            nonlinearity,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            dtype,
+            recompute,
         )
         super().__init__(config, seed)
 
@@ -287,9 +301,20 @@ class LSTM(Layer[tuple[Array, Array]]):
         *,
         dtype: Any = "float32",
         seed: Any = None,
+        recompute: int | None = None,
     ) -> None:
         config = Config(
-            "lstm", input_size, hidden_size, num_layers, "tanh", bias, batch_first, dropout, bidirectional, dtype
+            "lstm",
+            input_size,
+            hidden_size,
+            num_layers,
+            "tanh",
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            dtype,
+            recompute,
         )
         super().__init__(config, seed)
 
@@ -319,8 +344,19 @@ class GRU(Layer[Array]):
         *,
         dtype: Any = "float32",
         seed: Any = None,
+        recompute: int | None = None,
     ) -> None:
         config = Config(
-            "gru", input_size, hidden_size, num_layers, "tanh", bias, batch_first, dropout, bidirectional, dtype
+            "gru",
+            input_size,
+            hidden_size,
+            num_layers,
+            "tanh",
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            dtype,
+            recompute,
         )
         super().__init__(config, seed)

@@ -129,7 +129,7 @@ def plan_of(options: argparse.Namespace) -> runner.Plan:
         rounds=options.rounds or rounds,
         seconds=options.seconds or seconds,
         gap=0.01 if options.quick else 0.02,
-        most_seconds=6.0 if options.quick else 30.0,
+        most_seconds=3.0 if options.quick else 30.0,
         cold_calls=20 if options.quick else 100,
         quick=options.quick,
         deadline=QUICK_SECONDS if options.quick else None,

@@ -58,7 +58,8 @@ def heat_map(rows: Sequence[Row], threads: int) -> Figure | None:
     rows = [row for row in with_threads(rows, threads) if row.ratios and "random" not in row.case.group]
     if not rows:
         return None
-    columns = [(cell, peer) for cell in cells_of(rows) for peer in peers_of(rows) if peer not in OURS]
+    peers = [peer for peer in peers_of(rows) if peer not in (*OURS, "torch-grad")]
+    columns = [(cell, peer) for cell in cells_of(rows) for peer in peers]
     lines = sorted(
         {(REGIMES.index(row.regime), row.case.operations / CELL_WORK[row.case.cell], row.case.title) for row in rows}
     )
@@ -67,6 +68,8 @@ def heat_map(rows: Sequence[Row], threads: int) -> Figure | None:
     for row in rows:
         line = names.index((REGIMES.index(row.regime), row.case.title))
         for peer, value in row.ratios.items():
+            if peer not in peers:
+                continue
             values[line, columns.index((row.case.cell, peer))] = value
     kept = [j for j in range(len(columns)) if not np.isnan(values[:, j]).all()]
     return drawn_heat_map(values[:, kept], [columns[j] for j in kept], names, threads)
@@ -86,6 +89,7 @@ def drawn_heat_map(
     axes = figure.add_subplot()
     # One is white; what is slower than a peer is red at once, what is faster turns blue by and by.
     norm = TwoSlopeNorm(0, -1, math.log2(32))
+    axes.set_facecolor("#f2f2f2")
     axes.imshow(np.log2(values), cmap="RdBu", norm=norm, aspect="auto", interpolation="nearest")
     for line, column in np.argwhere(~np.isnan(values)):
         value = values[line, column]
@@ -119,18 +123,18 @@ def roofline(rows: Sequence[Row], limits: Limits) -> Figure | None:
     rows = with_threads(rows, limits.threads)
     if not rows:
         return None
-    figure = Figure(figsize=(7.6, 4.6), layout="constrained")
+    figure = Figure(figsize=(8.4, 5), layout="constrained")
     axes = figure.add_subplot()
-    intensities = np.geomspace(0.25, 4096, 200)
+    intensities = np.geomspace(0.1, 4096, 200)
     levels = limits.levels()
     for number, (level, rate) in enumerate(levels.items()):
         roof = np.minimum(limits.peak, intensities * rate) / 1e9
         axes.plot(intensities, roof, color="#888888", linewidth=1, zorder=1)
-        place = 0.3 * 1.25**number
+        # Neighbours are often close together, so every other name stands below its line.
+        angle, side = math.degrees(math.atan(rate / 1e9)), "bottom" if number % 2 else "top"
         label = f"{level} {rate / 1e9:.0f} GB/s"
-        axes.text(
-            place, place * rate / 1e9 * 1.08, label, fontsize=7, color="#555555", rotation=33, rotation_mode="anchor"
-        )
+        turned: dict[str, Any] = {"rotation": angle, "rotation_mode": "anchor", "transform_rotates_text": True}
+        axes.text(0.12, 0.12 * rate / 1e9, label, fontsize=7, color="#555555", va=side, **turned)
     axes.text(
         4096, limits.peak / 1e9 * 1.05, f"FMA {limits.peak / 1e9:.0f} GFLOP/s", ha="right", fontsize=8, color="#555555"
     )
@@ -147,8 +151,10 @@ def roofline(rows: Sequence[Row], limits: Limits) -> Figure | None:
             axes.scatter(
                 xs, rates, s=20, marker=marker, facecolors=face, edgecolors=colour, linewidths=0.8, label=name, zorder=2
             )
-    axes.set(xscale="log", yscale="log", xlim=(0.22, 4600))
+    axes.set(xscale="log", yscale="log", xlim=(0.1, 4600))
     axes.set_ylim(bottom=max(0.05, axes.get_ylim()[0]))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("floating-point operations per byte of weights read")
     axes.set_ylabel("GFLOP/s")
     axes.set_title(f"Roofline, {thread_words(limits.threads)}")
@@ -257,7 +263,8 @@ def pipelines(entries: Sequence[dict[str, Any]]) -> Figure | None:
     axes.set_yticks(range(len(titles)), titles, fontsize=7.5)
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="time of the pair / sum of its parts alone")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_title("A matrix product and a call of rnnfast, alternating in one process")
     axes.legend(fontsize=8)
     return figure
@@ -282,13 +289,28 @@ def all_plots(
                 "hidden-sequence": curves(rows, threads, "hidden", "forward", hidden, ("H = I", "50 steps, batch 1")),
                 "hidden-train": curves(rows, threads, "hidden", "train", hidden, ("H = I", "Training")),
                 "steps": curves(
-                    rows, threads, "steps", "forward", lambda row: row.case.steps, ("T", "B 8, I 64, H 128")
+                    rows,
+                    threads,
+                    "steps",
+                    "forward",
+                    lambda row: row.case.steps,
+                    ("T", "Longer sequences: B 8, I 64, H 128"),
                 ),
                 "batch": curves(
-                    rows, threads, "batch", "forward", lambda row: row.case.batch, ("B", "T 20, I 64, H 128")
+                    rows,
+                    threads,
+                    "batch",
+                    "forward",
+                    lambda row: row.case.batch,
+                    ("B", "Larger batches: T 20, I 64, H 128"),
                 ),
                 "batch-train": curves(
-                    rows, threads, "batch", "train", lambda row: row.case.batch, ("B", "Training, T 20, I 64, H 128")
+                    rows,
+                    threads,
+                    "batch",
+                    "train",
+                    lambda row: row.case.batch,
+                    ("B", "Training with larger batches: T 20, I 64, H 128"),
                 ),
             }
             for name, figure in figures.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import select
@@ -181,6 +182,7 @@ class Run:
     plan: Plan
     case: Case
     directory: Path
+    until: float = math.inf  # on the monotonic clock: then the round that has begun is the last
     failed: dict[tuple[str, int], str] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     bitwise: bool = True
@@ -219,7 +221,7 @@ class Run:
         ours, machine = sum(p.busy_seconds() for p in crew), busy_seconds()
         for number in range(1 + rounds):
             start = time.perf_counter()
-            if number and number > self.rounds_within(spent):
+            if number and number > self.rounds_within(spent) or number > 1 and time.monotonic() > self.until:
                 break
             # Every other round runs backwards, so that nobody always follows the same neighbour.
             for process in list(processes if number % 2 else reversed(processes)):
@@ -292,7 +294,12 @@ def machine() -> dict[str, Any]:
     except (OSError, KeyError):
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": model, "cores": cores, "caches": limits.cache_sizes(), "system": platform.platform(terse=True)}
+    return {
+        "cpu": model,
+        "cores": cores,
+        "caches": limits.cache_sizes(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
 
 
 def new_document(command: str, plan: Plan, grid: str) -> dict[str, Any]:
@@ -314,7 +321,7 @@ def new_document(command: str, plan: Plan, grid: str) -> dict[str, Any]:
 
 
 def run_cases(plan: Plan, grid: Sequence[Case], document: dict[str, Any], progress: Progress[Case]) -> None:
-    began = time.monotonic()
+    until = math.inf if plan.deadline is None else time.monotonic() + plan.deadline
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rnnfast-bench-")))
         modes = {case.mode for case in grid}
@@ -324,13 +331,13 @@ def run_cases(plan: Plan, grid: Sequence[Case], document: dict[str, Any], progre
             raise Failure(f"rnnfast: {crew.absent['rnnfast']}")
         measured = -LIMITS_EVERY
         for case in progress(grid):
-            if plan.deadline is not None and time.monotonic() - began > plan.deadline:
+            if time.monotonic() > until:
                 document["left_out"] += 1
                 continue
             if time.monotonic() - measured > LIMITS_EVERY:
                 measure_limits(crew, plan, document["limits"])
                 measured = time.monotonic()
-            run = Run(plan, case, directory)
+            run = Run(plan, case, directory, until)
             run.take_turns(run.prepare([p for p in crew.processes if case.mode in p.about["modes"]]))
             document["results"] += run.entries()
         measure_limits(crew, plan, document["limits"])
@@ -347,7 +354,7 @@ def run_mixed(
     plan: Plan, grid: Sequence[Mixed], document: dict[str, Any], progress: Progress[tuple[str, Mixed]]
 ) -> None:
     """Partner and backend by partner and backend, each in a fresh process; only one process exists at a time."""
-    began = time.monotonic()
+    until = math.inf if plan.deadline is None else time.monotonic() + plan.deadline
     items = [
         (name, mixed)
         for name, (partner, _) in PIPELINES.items()
@@ -359,7 +366,7 @@ def run_mixed(
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rnnfast-bench-")))
         process: Process | None = None
         for name, mixed in progress(items):
-            if plan.deadline is not None and time.monotonic() - began > plan.deadline:
+            if time.monotonic() > until:
                 document["left_out"] += 1
                 continue
             if process is None or process.name != name:
