@@ -190,8 +190,8 @@ def well_posed(layer: Any, arguments: list[Any], masks: Any, want: Results) -> b
     )
 
 
-def check(case: dict[str, Any], isa: str, dtype: str, threads: int) -> dict[str, float]:
-    """Compares on the first data that are well posed, which the reference decides alone."""
+def run(case: dict[str, Any], isa: str, dtype: str, threads: int) -> tuple[Any, list[Any], Results, Results]:
+    """The layer and the arguments of a case, its results, and the reference's: of the first data that are well posed."""
     case = {**PLAIN, **case}
     for attempt in range(2000):
         layer, arguments = draw(case, isa, dtype, attempt)
@@ -199,8 +199,13 @@ def check(case: dict[str, Any], isa: str, dtype: str, threads: int) -> dict[str,
             got, masks = layer_results(layer, *arguments)
         want = reference_results(layer, *arguments, dropout_masks=masks)
         if well_posed(layer, arguments, masks, want):
-            return compare_results(layer, arguments[0], got, want)
+            return layer, arguments, got, want
     raise AssertionError("no data were well posed")
+
+
+def check(case: dict[str, Any], isa: str, dtype: str, threads: int) -> dict[str, float]:
+    layer, arguments, got, want = run(case, isa, dtype, threads)
+    return compare_results(layer, arguments[0], got, want)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,155 @@
+"""Threads and processes: both backends give the same bits, forks work, callers do not disturb each other.
+
+What changes the whole process (a backend, a fork) happens in a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import rnnfast as rf
+
+# A layer whose passes are worth two threads, and how to see that a result is right.
+PRELUDE = """
+import os, signal, sys, threading
+import numpy as np
+import rnnfast as rf
+signal.alarm(60)  # a hang is a failure
+rf.set_num_threads(2)
+layer = rf.LSTM(64, 128, seed=0)
+x = np.random.default_rng(0).standard_normal((40, 16, 64), dtype=np.float32)
+def results():
+    output, _, tape = layer.forward(x)
+    grads = layer.backward(tape, output)
+    return [output.tobytes(), grads.input.tobytes(), *(g.tobytes() for g in grads.parameters.values())]
+"""
+
+
+def run(code: str, backend: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + code],
+        env={**os.environ, "RNNFAST_THREADING": backend, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def backends() -> list[str]:
+    return ["pool", "openmp"] if rf.show_config(mode="dicts")["openmp"] else ["pool"]
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_a_backend_runs_the_threads_asked_for_and_changes_no_bit(backend: str) -> None:
+    run(
+        """
+two = results()
+with rf.threads(1):
+    assert results() == two
+seen = os.listdir("/proc/self/task")
+assert len(seen) >= 2, seen
+""",
+        backend,
+        OPENBLAS_NUM_THREADS="1",
+    )
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_a_forked_child_of_a_process_that_used_threads_gets_the_same_results(backend: str) -> None:
+    fork = """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # Python's own, about fork with threads: just what is tested
+want = results()
+for attempt in range(3):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        os._exit(0 if results() == want and results() == want else 1)
+    assert os.waitpid(child, 0)[1] == 0
+assert results() == want
+"""
+    done = run(fork, backend)
+    # Under OpenMP each child says once that it runs with one thread; the pool has no such limit.
+    assert done.stderr.count("was forked") == (3 if backend == "openmp" else 0)
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_a_fork_while_another_thread_is_inside_a_pass(backend: str) -> None:
+    run(
+        """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+want = results()
+stop = threading.Event()
+def keep_busy():
+    while not stop.is_set():
+        results()
+other = threading.Thread(target=keep_busy)
+other.start()
+for attempt in range(5):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        os._exit(0 if results() == want else 1)
+    assert os.waitpid(child, 0)[1] == 0
+stop.set()
+other.join()
+""",
+        backend,
+    )
+
+
+def test_an_unknown_backend_is_an_error_that_lists_what_there_is() -> None:
+    code = "\ntry:\n    rf.show_config(mode='dicts')\nexcept ValueError as e:\n    print(e)\n"
+    assert "RNNFAST_THREADING=nonsense" in run(code, "nonsense").stdout
+
+
+def test_no_thread_is_made_at_import_or_by_small_work() -> None:
+    code = """
+before = len(os.listdir("/proc/self/task"))
+small = rf.GRU(8, 8, seed=0)
+small(np.zeros((3, 1, 8), np.float32))
+assert len(os.listdir("/proc/self/task")) == before
+"""
+    run(code, "pool")
+
+
+def test_python_threads_share_a_frozen_layer_and_get_the_bits_of_serial_calls() -> None:
+    frozen = rf.GRU(48, 96, num_layers=2, bidirectional=True, seed=1).freeze()
+    inputs = [np.random.default_rng(j).standard_normal((30, 9, 48), dtype=np.float32) for j in range(16)]
+    with rf.threads(2):
+        want = [frozen(x)[0] for x in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda x: frozen(x)[0], inputs * 4))
+    assert all(np.array_equal(g, want[j % 16]) for j, g in enumerate(got))
+
+
+def test_the_number_of_threads_is_read_at_call_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
+    assert rf.get_num_threads() == 3
+    monkeypatch.setenv("RNNFAST_NUM_THREADS", "5")
+    assert rf.get_num_threads() == 5
+    monkeypatch.setenv("RNNFAST_NUM_THREADS", "many")  # not a number: ignored
+    assert rf.get_num_threads() == 3
+    rf.set_num_threads(7)
+    try:
+        assert rf.get_num_threads() == 7
+        with rf.threads(2):
+            assert rf.get_num_threads() == 2
+        assert rf.get_num_threads() == 7
+    finally:
+        rf.set_num_threads(None)
+    assert rf.get_num_threads() == 3
+
+
+def test_threads_in_one_context_do_not_bind_another() -> None:
+    outside = rf.get_num_threads()
+    with rf.threads(outside + 1), ThreadPoolExecutor(1) as pool:
+        assert rf.get_num_threads() == outside + 1
+        assert pool.submit(rf.get_num_threads).result() == outside
