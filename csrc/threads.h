@@ -72,7 +72,7 @@ class alignas(64) Barrier {
   }
 
  private:
-  static constexpr int patience = 2000;
+  static constexpr int patience = 200;  // some microseconds; longer than a barrier takes where all threads run
   int arrived_ = 0;
   alignas(64) uint32_t generation_ = 0;  // a line of its own: waiting threads must not slow down those that arrive
 };

@@ -1,4 +1,4 @@
-"""The command line: `python -m rnnfast info | demo | bench`, and the demo's model, text and baselines."""
+"""The command line: `python -m rnnfast info | demo`, and the demo's model, text and baselines."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None
         assert part in done.stderr
 
 
-# --- info, bench ---
+# --- info, help ---
 
 
 def test_info_says_what_this_build_is_and_how_it_runs() -> None:
@@ -73,15 +73,6 @@ def test_help(command: list[str]) -> None:
     done = run(*command, "--help")
     assert done.returncode == 0
     assert done.stdout.startswith("usage: " + " ".join(["python -m rnnfast", *command]))
-
-
-def test_bench_times_every_row() -> None:
-    done = run("bench", "--seconds", "0", "--only", "rnnfast")
-    assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines() if line.startswith(("rnn ", "lstm ", "gru "))]
-    assert {row[1] for row in rows} == {"forward", "training", "stream"}
-    assert len(rows) == 12
-    assert all(float(value) > 0 for row in rows for value in row[5:])
 
 
 # --- the demo, in a short form ---

@@ -182,7 +182,7 @@ def relative_errors(got: dict[str, Any], want: dict[str, Any]) -> dict[str, floa
     errors = {}
     for name, exact in want.items():
         if name in got and exact.size:
-            error = (got[name].astype(np.float64) - exact) / largest(exact)
+            error = (got[name].astype(np.float64) - exact) / (largest(exact) or 1.0)
             errors[name] = float((error**2).mean())
     return errors
 

@@ -146,6 +146,9 @@ template <class Map, int DaColumns, class T> struct WeightSums {
     RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
       RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p)
         RNNFAST_UNROLL_FOR (int g = 0; g < gates; ++g) acc[r][p * gates + g] = load(out[p] + (r * gates + g) * width);
+    // The next tile's sums come from far away and its chains cannot start without them.
+    RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p)
+      for (int j = 0; j < Rows * gates; ++j) __builtin_prefetch(out[p] + (Rows * gates + j) * width);
     accumulate<Map, height, DaColumns, Rows, Panels, T>(acc, a, b, rows);
     RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
       RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p)

@@ -86,7 +86,7 @@ inline Part make_part(const Team& team, const Extent& e, int64_t weight_bytes, i
 // A region of several threads costs microseconds to start and a barrier per step: below this much work (fused
 // multiply-adds of the pass, per step too) one thread is faster. A negative number is not up for discussion.
 inline int useful_threads(int threads, int64_t products_per_step, int64_t steps) {
-  constexpr int64_t per_step = 40000, per_pass = 2000000;
+  constexpr int64_t per_step = 60000, per_pass = 6000000;
   if (threads < 0) return -threads;
   if (threads <= 1 || products_per_step < per_step || products_per_step * steps < per_pass) return 1;
   return threads;

@@ -84,6 +84,14 @@ def at_least(name: str, value: object, least: float) -> float:
     return number
 
 
+def bound(name: str, value: object) -> float:
+    """Infinity is a bound too: it only measures."""
+    number = real(name, value)
+    if not number >= 0:
+        raise ValueError(f"{name} must be a number of at least 0, got {number!r}")
+    return number
+
+
 def choice(name: str, value: object, allowed: Sequence[str]) -> str:
     if isinstance(value, str) and value in allowed:
         return value

@@ -40,7 +40,7 @@ def clip_grad_norm(grads: Any, max_norm: float, norm_type: float = 2.0, error_if
 
     Raises TypeError, ValueError for wrong arguments; ValueError for a norm that is inf or NaN if `error_if_nonfinite`.
     """
-    max_norm = _check.at_least("max_norm", max_norm, 0.0)
+    max_norm = _check.bound("max_norm", max_norm)
     arrays = _arrays(grads)
     norm = _norm(arrays, _check.norm_type(norm_type))
     if error_if_nonfinite and not math.isfinite(norm):
@@ -60,7 +60,7 @@ def clip_grad_value(grads: Any, clip_value: float) -> float:
 
     Raises TypeError, ValueError for wrong arguments.
     """
-    clip_value = _check.at_least("clip_value", clip_value, 0.0)
+    clip_value = _check.bound("clip_value", clip_value)
     arrays = _arrays(grads)
     norm = _norm(arrays, 2.0)
     for array in arrays:

@@ -237,7 +237,7 @@ def drawn_shapes(rows: Sequence[Row], threads: int) -> Figure | None:
     axes.set_xlabel("floating-point operations in a call")
     axes.set_ylabel("time of the best peer / ours")
     axes.set_title(f"{len(rows)} random shapes, {thread_words(threads)}: above the line rnnfast is faster")
-    axes.legend(fontsize=7, ncols=3)
+    figure.legend(fontsize=7.5, ncols=6, loc="outside lower center")
     return figure
 
 
