@@ -3,8 +3,8 @@
 // At each step, from the last to the first (s counts in the direction of the scan):
 //   d_h    = (sum over units and gates of da(s+1) * U + direct part) + d_output(s)
 //   da(s)  = the cell's backward
-// Then for the block: d_W += da^T x, d_U += da^T h_prev, d_b += da, each one chain over steps descending and batch
-// ascending, and d_x = da W, a sum over units and gates in the order of `accumulate_units`.
+// Then for the block: d_W += da^T x, d_U += da^T h_prev, d_b += da, each the sum of one chain over the block's steps
+// descending and batch ascending, and d_x = da W, a sum over units and gates in the order of `accumulate_units`.
 #pragma once
 
 #include "layout.h"
@@ -90,7 +90,7 @@ template <class C, class T> class BackwardPass {
     const int64_t products = 2 * C::gates * units * (spec_.input_size + units) * pass_.batch * directions;
     threads_ = useful_threads(call.threads, products, pass_.steps * spec_.num_layers);
     extent_ = {pass_.steps, pass_.batch, panels_, panels_ * C::columns * width * static_cast<int64_t>(sizeof(T))};
-    block_ = backward_block(extent_);
+    block_ = min(backward_block(pass_.batch), max(1, pass_.steps));
     block_rows_ = block_ * pass_.batch;
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
     out_rows_ = arena_.template take<T*>(threads_ * block_rows_);
@@ -231,11 +231,8 @@ template <class C, class T> class BackwardPass {
     team.wait();
   }
 
-  // The steps that are taken together with step `last - 1`: a block, within its segment.
-  int64_t block_start(int64_t last) const {
-    const int64_t segment = (last - 1) / segment_steps(pass_) * segment_steps(pass_);
-    return max(rebuilds() ? segment : 0, last - block_);
-  }
+  // The steps that are taken together with step `last - 1`. Segments, where there are any, are whole blocks.
+  int64_t block_start(int64_t last) const { return (last - 1) / block_ * block_; }
 
   // --- recomputation: the gates of a segment, from x and the known h, as one product ---
 
@@ -272,19 +269,24 @@ template <class C, class T> class BackwardPass {
     const Scratch& scratch;
 
     template <int R, int P> void tile(int64_t panel, int64_t row) const {
-      V acc[R][P * C::gates], a[R][P][C::columns];
+      V acc[R][P * C::gates], h_part[R][P * C::gates];
       const T *x[R], *h[R];
       RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) x[r] = scratch.x_rows[row + r], h[r] = scratch.h_rows[row + r];
-      scratch.weights.template start<R, P>(acc, panel);
-      scratch.weights.template add_input<R, P>(acc, x, panel);
-      scratch.weights.template split<R, P>(acc, a, panel);
-      scratch.weights.template add_hidden<R, P>(acc, h, panel);
-      scratch.weights.template join<R, P>(acc, a);
+      alignas(64) T sums[P][R * C::gates * width];
+      T* x_part[P];
+      RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) x_part[p] = sums[p];
+      scratch.weights.template multiply_input<R, P>(acc, x, panel);
+      scratch.weights.template store_sums<R, P>(acc, x_part);
+      scratch.weights.template multiply_hidden<R, P>(acc, h, panel);
+      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
+        RNNFAST_UNROLL_FOR (int j = 0; j < P * C::gates; ++j) h_part[r][j] = acc[r][j];
       for (int r = 0; r < R; ++r)
-        for (int p = 0; p < P; ++p)
-          for (int g = 0; g < C::columns; ++g)
-            store<T>(scratch.saved + (((panel + p) * layer.numbers.size() + row + r) * C::saved + g) * width,
-                     a[r][p][g]);
+        for (int p = 0; p < P; ++p) {
+          V a[C::columns];
+          scratch.weights.join(sums[p] + r * C::gates * width, h_part[r] + p * C::gates, panel + p, a);
+          T* out = scratch.saved + ((panel + p) * layer.numbers.size() + row + r) * C::saved * width;
+          for (int g = 0; g < C::columns; ++g) store<T>(out + g * width, a[g]);
+        }
     }
   };
 
@@ -458,9 +460,14 @@ template <class C, class T> class BackwardPass {
     const Range own = share(panels_, team.rank, team.size);
     for (int64_t p = own.first; p < own.last; ++p)
       for (int g = 0; g < C::columns; ++g) {
-        V sum = load(scratch.d_bias + (p * C::columns + g) * width);
-        for (int64_t k = 0; k < count; ++k) sum += load(da_at(scratch, p, k) + g * width);
-        store<T>(scratch.d_bias + (p * C::columns + g) * width, sum);
+        V sum{};
+        for (int64_t k = 0; k < count; k += 16) {  // short chains: these sums have many terms and few operations
+          V part{};
+          for (int64_t j = k; j < min(count, k + 16); ++j) part += load(da_at(scratch, p, j) + g * width);
+          sum += part;
+        }
+        T* total = scratch.d_bias + (p * C::columns + g) * width;
+        store<T>(total, load(total) + sum);
       }
   }
 

@@ -1,7 +1,7 @@
 // The forward pass of a stack of layers: the time loop, with the cell's mathematics behind the product.
 //
-// Every pre-activation is one chain: bias, then x in order of k, then h in order of k. For a block of steps the x part
-// is one product for all of them, stored and reloaded as the start of the chain; for single steps it is fused.
+// A pre-activation is a sum over x, plus a sum over h, plus the bias. For a block of steps the sums over x are one
+// product for all of them; a single step takes its own.
 #pragma once
 
 #include "layout.h"
@@ -226,14 +226,10 @@ template <class C, class T> class ForwardPass {
       V acc[R][P * C::gates];
       const T* x[R];
       RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) x[r] = x_rows[row + r];
-      layer.weights.template start<R, P>(acc, panel);
-      layer.weights.template add_input<R, P>(acc, x, panel);
-      RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) {
-        T* out = pass.x_part_at(layer, part, panel + p, row);
-        RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
-          RNNFAST_UNROLL_FOR (int g = 0; g < C::gates; ++g)
-            store<T>(out + (r * C::gates + g) * width, acc[r][p * C::gates + g]);
-      }
+      T* out[P];
+      RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) out[p] = pass.x_part_at(layer, part, panel + p, row);
+      layer.weights.template multiply_input<R, P>(acc, x, panel);
+      layer.weights.template store_sums<R, P>(acc, out);
     }
   };
 
@@ -263,31 +259,26 @@ template <class C, class T> class ForwardPass {
         h[r] = pass.h_after(layer, b, before);
         h_next[r] = pass.h_after(layer, b, before + 1);
       }
-      if (pass.block_ > 1) {
-        pass.template load_x_part<R, P>(layer, part, acc, panel, done + row);
-      } else {
-        layer.weights.template start<R, P>(acc, panel);
-        layer.weights.template add_input<R, P>(acc, x, panel);
+      alignas(64) T fused[P][R * C::gates * width];
+      T* x_part[P];  // [row][gate][lane]
+      RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p)
+        x_part[p] = pass.block_ > 1 ? pass.x_part_at(layer, part, panel + p, done + row) : fused[p];
+      if (pass.block_ == 1) {
+        layer.weights.template multiply_input<R, P>(acc, x, panel);
+        layer.weights.template store_sums<R, P>(acc, x_part);
       }
-      V a[R][P][C::columns];
-      layer.weights.template split<R, P>(acc, a, panel);
-      layer.weights.template add_hidden<R, P>(acc, h, panel);
-      layer.weights.template join<R, P>(acc, a);
+      layer.weights.template multiply_hidden<R, P>(acc, h, panel);
+      V h_part[R][P * C::gates];  // in memory, so that the loops below need not be unrolled
+      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
+        RNNFAST_UNROLL_FOR (int j = 0; j < P * C::gates; ++j) h_part[r][j] = acc[r][j];
       for (int r = 0; r < R; ++r)
-        for (int p = 0; p < P; ++p) pass.apply_cell(layer, rows, t, row + r, panel + p, a[r][p], h[r], h_next[r]);
+        for (int p = 0; p < P; ++p) {
+          V a[C::columns];
+          layer.weights.join(x_part[p] + r * C::gates * width, h_part[r] + p * C::gates, panel + p, a);
+          pass.apply_cell(layer, rows, t, row + r, panel + p, a, h[r], h_next[r]);
+        }
     }
   };
-
-  template <int R, int P>
-  RNNFAST_INLINE void load_x_part(const Layer& layer, const Part& part, V (&acc)[R][P * C::gates], int64_t panel,
-                                  int64_t row) const {
-    RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) {
-      const T* in = x_part_at(layer, part, panel + p, row);
-      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
-        RNNFAST_UNROLL_FOR (int g = 0; g < C::gates; ++g)
-          acc[r][p * C::gates + g] = load(in + (r * C::gates + g) * width);
-    }
-  }
 
   RNNFAST_INLINE void apply_cell(const Layer& layer, const StepRows& rows, int64_t t, int64_t r, int64_t p,
                                  const V (&a)[C::columns], const T* h, T* h_next) const {

@@ -143,17 +143,18 @@ template <class Map, int DaColumns, class T> struct WeightSums {
       b[p] = da + (panel + p) * da_stride;
       out[p] = sums + ((panel + p) * inputs + input) * gates * width;
     }
-    RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
-      RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p)
-        RNNFAST_UNROLL_FOR (int g = 0; g < gates; ++g) acc[r][p * gates + g] = load(out[p] + (r * gates + g) * width);
-    // The next tile's sums come from far away and its chains cannot start without them.
+    // They are needed at the end, and come from far away.
     RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p)
-      for (int j = 0; j < Rows * gates; ++j) __builtin_prefetch(out[p] + (Rows * gates + j) * width);
+      for (int j = 0; j < Rows * gates; ++j) __builtin_prefetch(out[p] + j * width);
+    RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
+      RNNFAST_UNROLL_FOR (int c = 0; c < Panels * gates; ++c) acc[r][c] = vec<T>{};
     accumulate<Map, height, DaColumns, Rows, Panels, T>(acc, a, b, rows);
     RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
       RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p)
-        RNNFAST_UNROLL_FOR (int g = 0; g < gates; ++g)
-          store<T>(out[p] + (r * gates + g) * width, acc[r][p * gates + g]);
+        RNNFAST_UNROLL_FOR (int g = 0; g < gates; ++g) {
+          T* sum = out[p] + (r * gates + g) * width;
+          store<T>(sum, load(sum) + acc[r][p * gates + g]);
+        }
   }
 
   void run(int64_t first_panel, int64_t last_panel, int64_t first_tile, int64_t last_tile) const {

@@ -88,8 +88,8 @@ RNNFAST_INLINE vf tanh(vf x) { return tanh_of<float>(x); }
 RNNFAST_INLINE vd tanh(vd x) { return tanh_of<double>(x); }
 
 // Derivatives, as functions of the function's value y.
-template <class V> RNNFAST_INLINE V d_sigmoid(V y) { return y * (1 - y); }
-template <class V> RNNFAST_INLINE V d_tanh(V y) { return 1 - y * y; }
+template <class V> RNNFAST_INLINE V d_sigmoid(V y) { return fma(-y, y, y); }     // y (1 - y)
+template <class V> RNNFAST_INLINE V d_tanh(V y) { return fma(-y, y, 1 - V{}); }  // 1 - y^2
 
 }  // namespace
 }  // namespace rnnfast

@@ -99,11 +99,5 @@ inline int64_t forward_block(const Extent& e, int threads) {
   return max(1, min(e.steps, rows / max(1, e.batch)));
 }
 
-// Steps between two weight-gradient products: each adds about this many rows to its sums at once.
-inline int64_t backward_block(const Extent& e) {
-  constexpr int64_t rows = 192;
-  return max(1, min(e.steps, ceil_div(rows, max(1, e.batch))));
-}
-
 }  // namespace
 }  // namespace rnnfast
