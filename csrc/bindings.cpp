@@ -58,8 +58,6 @@ bool same(const rf::Spec& a, const rf::Spec& b) {
          a.hidden_size == b.hidden_size && a.num_layers == b.num_layers && a.num_directions == b.num_directions;
 }
 
-int gates(rf::Cell cell) { return cell == rf::Cell::rnn ? 1 : cell == rf::Cell::gru ? 3 : 4; }
-
 py::list available_isas() {
   const char* names[16];
   py::list found;
@@ -204,7 +202,7 @@ template <class Run> void run_interruptibly(const Run& run) {
 // Cuts the flat list w_ih, w_hh[, b_ih, b_hh], w_ih, ... of all layers and directions into structs.
 template <class Struct, class Pointer>
 std::vector<Struct> per_cell(const rf::Spec& spec, const py::sequence& arrays, Pointer pointer) {
-  const int64_t cells = spec.num_layers * spec.num_directions, rows = gates(spec.cell) * spec.hidden_size;
+  const int64_t cells = spec.num_layers * spec.num_directions, rows = rf::gates_of(spec.cell) * spec.hidden_size;
   const int64_t given = static_cast<int64_t>(arrays.size()), each = given / cells;
   if ((each != 2 && each != 4) || each * cells != given)
     throw py::value_error("2 or 4 weight arrays are needed per layer and direction");
@@ -254,9 +252,9 @@ class Pass {
     call_.y = view<void>(y, "y", type_, {steps(), batch(), width()});
     call_.h0 = input(h0, "h0", type_, state());
     call_.hn = output(hn, "hn", type_, state());
-    if (spec.cell == rf::Cell::lstm) {
+    if (rf::has_c(spec.cell)) {
       call_.c0 = input(c0, "c0", type_, state());
-      call_.cn = checked(cn, "cn", type_, state()).mutable_data();
+      call_.cn = output(cn, "cn", type_, state());
     }
     call_.dropout = dropout;
     call_.seed = seed;
@@ -361,8 +359,8 @@ class Stream {
     call_.packed = weights.bytes.data();
     const Shape state(spec.num_layers, batch(), spec.hidden_size);
     call_.h0 = call_.hn = output(h, "h", type_, state);
-    if (spec.cell == rf::Cell::lstm) {
-      call_.cn = checked(c, "c", type_, state).mutable_data();
+    if (rf::has_c(spec.cell)) {
+      call_.cn = output(c, "c", type_, state);
       call_.c0 = call_.cn;
     }
     entry_ = &weights.table.entry[static_cast<int>(spec.cell)][static_cast<int>(spec.dtype)];
@@ -370,7 +368,8 @@ class Stream {
     x_copy_.allocate(static_cast<size_t>(batch() * spec.input_size) * item);
     call_.x.stride_b = spec.input_size;
     call_.y.stride_b = spec.hidden_size;
-    work_ = spec.num_layers * gates(spec.cell) * spec.hidden_size * (spec.input_size + spec.hidden_size) * batch();
+    work_ =
+        spec.num_layers * rf::gates_of(spec.cell) * spec.hidden_size * (spec.input_size + spec.hidden_size) * batch();
     set_threads(1);
   }
 

@@ -20,8 +20,9 @@ namespace {
 
 // --- instruction sets ---
 
-// What the running CPU and its operating system offer. One feature stands for each part of a psABI level that a CPU
-// has or has not; the level's own name ("x86-64-v3") is not known to GCC 11 and Clang 14.
+// What the running CPU and its operating system offer. One feature stands for each part of a psABI level: the others
+// (lzcnt, movbe, f16c) have come with it in every CPU made, if a virtual machine does not hide them; the level's own
+// name ("x86-64-v3") is not known to GCC 11 and Clang 14.
 #if defined(__x86_64__)
 bool supports_x86_64_v2() { return __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt"); }
 bool supports_x86_64_v3() {
@@ -68,8 +69,6 @@ int64_t elements(std::initializer_list<int64_t> sizes) {
   return std::find(sizes.begin(), sizes.end(), 0) == sizes.end() ? product / 8 : 0;
 }
 
-int64_t gates(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
-
 void check(const Spec& spec) {
   const int cell = static_cast<int>(spec.cell), dtype = static_cast<int>(spec.dtype);
   require(cell >= 0 && cell < cells, "unknown cell");
@@ -86,7 +85,7 @@ void check(const Spec& spec, const Weights* weights) {
   require(weights, "weights are null");
   for (int64_t i = 0; i < spec.num_layers * spec.num_directions; ++i) {
     const int64_t inputs = i < spec.num_directions ? spec.input_size : spec.num_directions * spec.hidden_size;
-    const int64_t rows = gates(spec.cell) * spec.hidden_size;
+    const int64_t rows = gates_of(spec.cell) * spec.hidden_size;
     require(weights[i].weight_ih || !(rows && inputs), "weight_ih is null", i);
     require(weights[i].weight_hh || !rows, "weight_hh is null", i);
   }
@@ -100,6 +99,10 @@ void check_shape(const Forward& pass) {
   const int64_t width = std::max({spec.input_size, 4 * spec.hidden_size, spec.num_directions * spec.hidden_size});
   elements({pass.steps, pass.batch, width});
   elements({spec.num_layers, spec.num_directions, pass.batch, spec.hidden_size});
+  // The tape: at most 5 values a unit, of which there are whole vectors.
+  elements({spec.num_layers, spec.num_directions, pass.steps, pass.batch, 5, spec.hidden_size + 16});
+  require(pass.segments >= 0, "negative segments");
+  require(!pass.lengths || pass.batch <= INT32_MAX, "with lengths, batch must fit 32 bits");
   for (int64_t b = 0; pass.lengths && b < pass.batch; ++b) {
     require(pass.lengths[b] >= 0 && pass.lengths[b] <= pass.steps, "a length is not in [0, steps]", b);
   }
@@ -116,7 +119,7 @@ void check(const Forward& pass) {
   require(pass.y.data || !elements({pass.steps, pass.batch, spec.hidden_size}), "y is null");
   const bool has_state = elements({pass.batch, spec.hidden_size}) > 0;
   require(pass.hn || !has_state, "hn is null");
-  require(pass.cn || !has_state || spec.cell != Cell::lstm, "cn is null");
+  require(pass.cn || !has_state || !has_c(spec.cell), "cn is null");
   require(pass.dropout >= 0 && pass.dropout <= 1, "dropout is not in [0, 1]");
   require(pass.threads != 0, "threads is 0");
 }
@@ -125,9 +128,12 @@ void check(const Backward& call) {
   require(call.pass, "pass is null");
   check(*call.pass);
   require(call.pass->tape, "the forward call kept no tape");
+  check(call.pass->spec, call.pass->weights);
   require(call.threads != 0, "threads is 0");
   const Spec& spec = call.pass->spec;
   for (int64_t i = 0; call.grad_weights && i < spec.num_layers * spec.num_directions; ++i) {
+    require(call.grad_weights[i].weight_ih || !spec.hidden_size || !spec.input_size, "gradient weight_ih is null", i);
+    require(call.grad_weights[i].weight_hh || !spec.hidden_size, "gradient weight_hh is null", i);
     require(!call.grad_weights[i].bias_ih == !call.grad_weights[i].bias_hh, "one of two bias gradients is null", i);
   }
 }

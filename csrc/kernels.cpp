@@ -12,9 +12,11 @@ namespace rnnfast {
 namespace {
 
 template <class C, class T> constexpr KernelTable::Entry entry() {
+  static_assert(C::saved == 0 || C::columns <= C::saved, "recomputation puts the columns where the saved values go");
   return {
       &ForwardPass<C, T>::packed_bytes,
       [](const Spec& spec, const Weights* weights, void* packed) {
+        Flush flush;  // as where weights are packed inside a pass: sums of biases must have the same bits
         ForwardPass<C, T>::pack(spec, weights, packed, 0, 1);
       },
       [](const Forward& pass) {
@@ -40,6 +42,9 @@ template <class T, vec<T> (*f)(vec<T>)> void apply(const void* x, void* y, int64
 
 #define RNNFAST_STRING(name) #name
 #define RNNFAST_NAME(name) RNNFAST_STRING(name)
+
+template <class C> constexpr bool matches(Cell cell) { return C::gates == gates_of(cell) && C::has_c == has_c(cell); }
+static_assert(matches<Rnn<float>>(Cell::rnn) && matches<Lstm<float>>(Cell::lstm) && matches<Gru<float>>(Cell::gru));
 
 const KernelTable table = {
     RNNFAST_NAME(RNNFAST_ISA_NAME),

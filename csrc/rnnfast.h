@@ -19,6 +19,11 @@ enum class Dtype : int { float32, float64 };
 enum class Activation : int { tanh, relu };  // of the RNN cell
 
 constexpr int cells = 3;
+
+// Blocks of H rows in a cell's weights, and whether its state is the pair (h, c).
+static constexpr int gates_of(Cell cell) { return cell == Cell::rnn ? 1 : cell == Cell::lstm ? 4 : 3; }
+static constexpr bool has_c(Cell cell) { return cell == Cell::lstm; }
+
 constexpr int dtypes = 2;
 
 struct Spec {
@@ -60,7 +65,7 @@ struct Forward {
   int64_t steps = 0;                 // T
   int64_t batch = 0;                 // B
   const int64_t* lengths = nullptr;  // [B], 0 <= lengths[b] <= T; null: all T
-  const Weights* weights = nullptr;  // [L*D]; not read where `packed` is given
+  const Weights* weights = nullptr;  // [L*D]; forward does not read them where `packed` is given
   const void* packed = nullptr;      // made by pack() with the same instruction set, or null: packed in the call
   Input x;                           // [T, B, I]
   Output y;                          // [T, B, D*H]; rows beyond a length are left alone: zero them first

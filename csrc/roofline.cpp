@@ -1,4 +1,5 @@
 // The limits of this machine, measured with the threads and the instruction set that the kernels use.
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <vector>
@@ -72,7 +73,8 @@ double measure_peak(const KernelTable& table, Dtype dtype, int threads, double s
 }
 
 double measure_read(const KernelTable& table, int64_t bytes, int threads, double seconds) {
-  Read read{table, (bytes + 511) / 512 * 512, {}};
+  Read read{table, (std::max<int64_t>(bytes, 1) + 511) / 512 * 512, {}};
+  threads = std::max(threads, 1);
   for (int id = 0; id < threads; ++id)
     read.buffers.emplace_back(static_cast<size_t>(read.bytes) / sizeof(double) + 8, 1.0);
   const Work work = [](const void* context, int id) {

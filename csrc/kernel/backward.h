@@ -52,7 +52,7 @@ template <class C, class T> struct BackwardScratch {
   const T **x_rows, **h_rows;
 
   BackwardScratch() = default;
-  BackwardScratch(Arena& arena, int64_t inputs, int64_t units, int64_t batch, int64_t block_rows,
+  BackwardScratch(Arena& arena, int64_t inputs, int64_t units, int64_t batch, int64_t block_rows, bool rebuilds,
                   int64_t segment_rows) {
     const int64_t panels = panels_of<T>(units), gates = C::gates;
     w = arena.take<T>(panels_of<T>(inputs) * units * gates * width);
@@ -67,7 +67,7 @@ template <class C, class T> struct BackwardScratch {
     h_prev = arena.take<T>(ceil_div(units, height) * height * block_rows);
     zeros = arena.take<T>(units);
     rows = arena.take<Row>(block_rows);
-    if (!segment_rows) return;
+    if (!rebuilds) return;
     weights = Packed<C, T>(arena, inputs, units);
     saved = arena.take<T>(panels * segment_rows * C::saved * width);
     x_rows = arena.take<const T*>(segment_rows);
@@ -89,15 +89,16 @@ template <class C, class T> class BackwardPass {
     panels_ = panels_of<T>(units);
     const int64_t products = 2 * C::gates * units * (spec_.input_size + units) * pass_.batch * directions;
     threads_ = useful_threads(call.threads, products, pass_.steps * spec_.num_layers);
-    extent_ = {pass_.steps, pass_.batch, panels_, panels_ * C::columns * width * static_cast<int64_t>(sizeof(T))};
+    extent_ = {pass_.steps, pass_.batch, panels_, panels_ * C::gates * width * static_cast<int64_t>(sizeof(T))};
     block_ = min(backward_block(pass_.batch), max(1, pass_.steps));
     block_rows_ = block_ * pass_.batch;
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
     out_rows_ = arena_.template take<T*>(threads_ * block_rows_);
-    const int64_t segment_rows = rebuilds() ? segment_steps(pass_) * pass_.batch : 0;
+    const int64_t segment_rows = segment_steps(pass_) * pass_.batch;
     for (int64_t d = 0; d < directions; ++d)
-      scratch_[d] = Scratch(arena_, widest, units, pass_.batch, block_rows_, segment_rows);
-    if (directions == 2) d_x_reverse_ = arena_.template take<T>(pass_.steps * pass_.batch * widest);
+      scratch_[d] = Scratch(arena_, widest, units, pass_.batch, block_rows_, rebuilds(), segment_rows);
+    if (directions == 2 && (spec_.num_layers > 1 || call.grad_x.data))
+      d_x_reverse_ = arena_.template take<T>(pass_.steps * pass_.batch * widest);
     const int64_t output = pass_.steps * pass_.batch * directions * units;
     for (int64_t l = 1; l < min(spec_.num_layers, 3); ++l) d_between_[l % 2] = arena_.template take<T>(output);
     if (drops()) dropped_ = arena_.template take<T>(output);
@@ -127,7 +128,6 @@ template <class C, class T> class BackwardPass {
 
   void thread(int id, int count) {
     Flush flush;
-    int64_t blocks = 0;  // begun so far
     const Team team = make_team(meetings_, id, count, spec_.num_directions);
     for (int64_t l = spec_.num_layers - 1; l >= 0; --l) {
       const Range steps = share(pass_.steps, id, count);
@@ -136,7 +136,7 @@ template <class C, class T> class BackwardPass {
         meetings_->barrier.wait(count);
       }
       for (int64_t d = team.directions.first; d < team.directions.last; ++d)
-        run_layer(make_layer(l, d), l, d, team, id, blocks);
+        run_layer(make_layer(l, d), l, d, team, id);
       meetings_->barrier.wait(count);
       if (!d_input(l).data) continue;
       if (spec_.num_directions == 2) add_reverse(l, steps);
@@ -201,7 +201,7 @@ template <class C, class T> class BackwardPass {
 
   // --- one layer and direction ---
 
-  void run_layer(Layer layer, int64_t l, int64_t d, const Team& team, int id, int64_t& blocks) {
+  void run_layer(Layer layer, int64_t l, int64_t d, const Team& team, int id) {
     Scratch scratch = scratch_[d];
     scratch.weights.inputs = layer.inputs;  // its memory is for the widest
     T** out_rows = out_rows_ + id * block_rows_;
@@ -209,8 +209,9 @@ template <class C, class T> class BackwardPass {
     const Part part = make_part(team, extent_, weight_bytes, full_rows<1>);
     prepare(layer, scratch, team, part);
     team.wait();
-    for (int64_t last = pass_.steps, first; last > 0; last = first) {
-      if (interrupt_.stops(*team.meeting, team.rank == 0, id == 0, blocks++)) break;
+    for (int64_t last = pass_.batch ? pass_.steps : 0, first; last > 0; last = first) {
+      const int64_t above = (spec_.num_layers - 1 - l) * spec_.num_directions + d;
+      if (interrupt_.stops(*team.meeting, team.rank == 0, id == 0, (above + 1) * pass_.steps - last)) break;
       first = block_start(last);
       if (rebuilds() && (last == pass_.steps || last % segment_steps(pass_) == 0)) {
         rebuild(layer, tape_.boundary(l, d, (last - 1) / segment_steps(pass_)), scratch, team, last);

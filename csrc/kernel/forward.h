@@ -96,7 +96,6 @@ template <class C, class T> class ForwardPass {
       pack(spec_, pass_.weights, packed_, id, count);
       meetings_->barrier.wait(count);
     }
-    int64_t blocks = 0;  // begun so far
     Arena packed(pass_.packed ? const_cast<void*>(pass_.packed) : packed_);
     for (int64_t l = 0; l < spec_.num_layers; ++l) {
       for (int64_t d = 0; d < spec_.num_directions; ++d) {
@@ -104,7 +103,7 @@ template <class C, class T> class ForwardPass {
         if (d < team.directions.first || d >= team.directions.last) continue;
         const Layer layer = make_layer(l, d, weights);
         const int64_t weight_bytes = extent_.row_bytes * (spec_.hidden_size + weights.inputs);
-        run_layer(layer, make_part(team, extent_, weight_bytes, full_rows<C::gates>), id, blocks);
+        run_layer(layer, make_part(team, extent_, weight_bytes, full_rows<C::gates>), id);
       }
       if (l + 1 == spec_.num_layers) break;
       meetings_->barrier.wait(count);
@@ -145,13 +144,14 @@ template <class C, class T> class ForwardPass {
 
   // --- the time loop of one layer and direction ---
 
-  void run_layer(const Layer& layer, const Part& part, int id, int64_t& blocks) {
+  void run_layer(const Layer& layer, const Part& part, int id) {
     load_state(layer, part);
     part.wait();
     const T** x_rows = block_ > 1 ? x_rows_ + id * block_ * pass_.batch : nullptr;
-    for (int64_t s = 0; s < pass_.steps; s += block_) {
-      if (interrupt_.stops(*part.meeting, part.leader, id == 0, blocks++)) break;
-      const Range block{s, min(s + block_, pass_.steps)};
+    for (int64_t s = 0; s < steps(); s += block_) {
+      const int64_t place = (layer.layer * spec_.num_directions + layer.direction) * pass_.steps + s;
+      if (interrupt_.stops(*part.meeting, part.leader, id == 0, place)) break;
+      const Range block{s, min(s + block_, steps())};
       if (block_ > 1) input_product(layer, part, block, x_rows);
       int64_t done = 0;  // rows of the block
       for (int64_t j = block.first; j < block.last; ++j) {
@@ -172,6 +172,8 @@ template <class C, class T> class ForwardPass {
       memcpy(kept + first, layer.c + first, static_cast<size_t>(part.rows.size() * width) * sizeof(T));
     }
   }
+
+  int64_t steps() const { return pass_.batch ? pass_.steps : 0; }
 
   int64_t time_of(const Layer& layer, int64_t s) const { return layer.reverse ? pass_.steps - 1 - s : s; }
 

@@ -65,15 +65,23 @@ template <class T> RNNFAST_INLINE vec<T> expm1_of(vec<T> x) {
   return fma(e.power, e.tail, e.power - splat(T(1)));
 }
 
-template <class T> RNNFAST_INLINE vec<T> sigmoid_of(vec<T> x) { return splat(T(1)) / (splat(T(1)) + exp_of<T>(-x)); }
+// sigmoid(x) = 1 / (1 + e) for x >= 0, e / (1 + e) for x < 0, with e = exp(-|x|).
+template <class T> RNNFAST_INLINE vec<T> sigmoid_of(vec<T> x) {
+  vec<T> a = (vec<T>)((bits<T>)x | (bits<T>)splat(T(-0.0)));
+  a = a < splat(Constants<T>::exp_low) ? splat(Constants<T>::exp_low) : a;
+  const Exponential<T> p = exponential<T>(a);
+  const vec<T> e = fma(p.power, p.tail, p.power), one = splat(T(1));
+  return (x < splat(T(0)) ? e : one) / (one + e);
+}
 
 // tanh(x) = e / (e + 2) with e = exp(2x) - 1, computed for |x|; the sign bit of x is put back at the end.
+// Tried: exp(-2|x|) - 1 instead, everywhere (2.5 ulp) or near 0 (2.2 ulp, 15 % slower).
 template <class T> RNNFAST_INLINE vec<T> tanh_of(vec<T> x) {
   const bits<T> sign = (bits<T>)x & (bits<T>)splat(T(-0.0));
   const vec<T> magnitude = (vec<T>)((bits<T>)x ^ sign);
   const vec<T> a = magnitude > splat(Constants<T>::tanh_high) ? splat(Constants<T>::tanh_high) : magnitude;
-  const Exponential<T> two = exponential<T>(a + a);
-  const vec<T> e = fma(two.power, two.tail, two.power - splat(T(1)));
+  const Exponential<T> p = exponential<T>(a + a);
+  const vec<T> e = fma(p.power, p.tail, p.power - splat(T(1)));
   return (vec<T>)((bits<T>)(e / (e + splat(T(2)))) | sign);
 }
 

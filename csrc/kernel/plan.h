@@ -20,13 +20,19 @@ class Interrupt {
  public:
   explicit Interrupt(bool (*ask)()) : ask_(ask) {}
 
-  // At the beginning of block k, counted over the whole pass. Threads of one meeting share k.
+  // At the beginning of the block at place k: places grow through the pass and are the same for all threads of a
+  // meeting, whatever each of them did before.
   bool stops(Meeting& meeting, bool leader, bool caller, int64_t k) {
     if (!ask_) return false;
     if (__atomic_load_n(&meeting.stop_at, __ATOMIC_RELAXED) <= k) return true;
-    if (caller && ask_()) __atomic_store_n(&happened_, true, __ATOMIC_RELAXED);
+    if (caller && asks()) __atomic_store_n(&happened_, true, __ATOMIC_RELAXED);
     if (leader && happened()) __atomic_store_n(&meeting.stop_at, k + 1, __ATOMIC_RELAXED);
     return false;
+  }
+  // What is asked may run the user's code, which must find the floating-point state of the caller.
+  bool asks() const {
+    const KeepDenormals outside;
+    return ask_();
   }
   bool happened() const { return __atomic_load_n(&happened_, __ATOMIC_RELAXED); }
 
@@ -58,7 +64,7 @@ struct Part {
 
 // The sizes of one layer that the plan depends on.
 struct Extent {
-  int64_t steps, batch, panels, row_bytes;  // row_bytes: the columns of one row, all units
+  int64_t steps, batch, panels, row_bytes;  // row_bytes: the gates of one row, all units; as much as weights for one k
 };
 
 // One for all, one for each team, one for each thread's part.

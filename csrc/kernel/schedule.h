@@ -54,18 +54,23 @@ class Schedule {
     earlier_ = arena.take<int64_t>(total_);
     later_ = arena.take<int64_t>(total_);
     latest_ = arena.take<int64_t>(batch_);
+    live_ = arena.take<int32_t>(batch_);
   }
 
   // Fills the tables; before any thread reads them.
   void build() {
     if (!lengths_) return;
-    int64_t row = 0;
-    for (int64_t b = 0; b < batch_; ++b) latest_[b] = -1;
+    int64_t row = 0, live = batch_;
+    for (int64_t b = 0; b < batch_; ++b) live_[b] = static_cast<int32_t>(b), latest_[b] = -1;
     for (int64_t t = 0; t < steps_; ++t) {
       offset_[t] = row;
-      for (int64_t b = 0; b < batch_; ++b) {
+      const int64_t candidates = live;
+      live = 0;
+      for (int64_t j = 0; j < candidates; ++j) {
+        const int32_t b = live_[j];
         if (lengths_[b] <= t) continue;
-        b_[row] = static_cast<int32_t>(b);
+        live_[live++] = b;
+        b_[row] = b;
         earlier_[row] = latest_[b];
         later_[row] = -1;
         if (latest_[b] >= 0) later_[latest_[b]] = row;
@@ -117,7 +122,7 @@ class Schedule {
   int64_t steps_, batch_, total_ = 0;
   const int64_t* lengths_;
   int64_t *offset_ = nullptr, *earlier_ = nullptr, *later_ = nullptr, *latest_ = nullptr;
-  int32_t* b_ = nullptr;
+  int32_t *b_ = nullptr, *live_ = nullptr;
 };
 
 }  // namespace

@@ -159,29 +159,33 @@ template <class T> RNNFAST_INLINE void transpose(vec<T> (&row)[lanes<T>]) {
   }
 }
 
-// While it lives, this thread reads and writes denormal numbers as zeros: they cost up to 100 cycles an operation.
-// Whatever the caller had set before is restored.
-class Flush {
+// While it lives, this thread reads and writes denormal numbers as zeros (they cost up to 100 cycles an operation), or
+// as they are. What was set before is restored.
+template <bool AsZeros> class DenormalMode {
  public:
 #if defined(__x86_64__)
-  Flush() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040u); }  // FTZ is bit 15, DAZ bit 6
-  ~Flush() { _mm_setcsr(before_); }
+  DenormalMode() : before_(_mm_getcsr()) { _mm_setcsr(AsZeros ? before_ | bits_ : before_ & ~bits_); }
+  ~DenormalMode() { _mm_setcsr(before_); }
 
  private:
+  static constexpr unsigned bits_ = 0x8040;  // FTZ, DAZ
   unsigned before_;
 #elif defined(__aarch64__)
-  Flush() {
+  DenormalMode() {
     asm volatile("mrs %0, fpcr" : "=r"(before_));
-    asm volatile("msr fpcr, %0" : : "r"(before_ | (uint64_t{1} << 24)));  // FZ
+    asm volatile("msr fpcr, %0" : : "r"(AsZeros ? before_ | bits_ : before_ & ~bits_));
   }
-  ~Flush() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
+  ~DenormalMode() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
 
  private:
+  static constexpr uint64_t bits_ = uint64_t{1} << 24;  // FZ
   uint64_t before_;
 #endif
-  Flush(const Flush&) = delete;
-  Flush& operator=(const Flush&) = delete;
+  DenormalMode(const DenormalMode&) = delete;
+  DenormalMode& operator=(const DenormalMode&) = delete;
 };
+using Flush = DenormalMode<true>;
+using KeepDenormals = DenormalMode<false>;
 
 }  // namespace
 }  // namespace rnnfast
