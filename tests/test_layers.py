@@ -727,3 +727,18 @@ def test_recomputation_gives_the_same_bits_from_a_smaller_tape(cell: Any, bidire
 def test_recompute_must_be_a_positive_number_of_segments(cell: Any, value: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="recompute"):
         cell(I, H, recompute=value)
+
+
+@pytest.mark.parametrize("shape", [(0, B), (T, 0), (0, 0)])
+def test_recomputation_of_nothing(cell: Any, shape: tuple[int, int]) -> None:
+    layer = cell(I, H, 2, recompute=2, seed=0)
+    output, _, tape = layer.forward(np.zeros((*shape, I), np.float32))
+    assert all(not gradient.any() for gradient in layer.backward(tape, output).parameters.values())
+
+
+def test_frozen_biases_that_are_denormal_have_the_bits_of_the_layer() -> None:
+    layer = rf.RNN(1, 1, nonlinearity="relu", seed=0)
+    layer.weight_hh_l0 = np.full((1, 1), 1e20, np.float32)
+    layer.bias_ih_l0 = layer.bias_hh_l0 = np.full(1, 0.99e-38, np.float32)  # their sum is a normal number
+    x = np.zeros((3, 1, 1), np.float32)
+    assert np.array_equal(layer(x)[0], layer.freeze()(x)[0])

@@ -153,3 +153,40 @@ def test_threads_in_one_context_do_not_bind_another() -> None:
     with rf.threads(outside + 1), ThreadPoolExecutor(1) as pool:
         assert rf.get_num_threads() == outside + 1
         assert pool.submit(rf.get_num_threads).result() == outside
+
+
+def test_an_interrupt_ends_a_pass_of_two_threads_however_its_layers_are_divided() -> None:
+    # The first layer is divided by rows, the second by units, and the threads are far apart in the first.
+    code = """
+import time
+def give_up(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, give_up)
+deep = rf.LSTM(4, 200, 2, seed=0)
+x = np.zeros((20000, 32, 4), np.float32)
+lengths = np.full(32, 20000)
+lengths[:16] = 10000
+for attempt in range(3):
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    begun = time.time()
+    try:
+        deep(x, lengths=lengths)
+        raise SystemExit("it was not interrupted")
+    except KeyboardInterrupt:
+        pass
+    assert time.time() - begun < 20
+"""
+    run(code, "pool")
+
+
+def test_a_signal_handler_finds_denormal_numbers_as_they_were() -> None:
+    code = """
+seen = []
+signal.signal(signal.SIGALRM, lambda *_: seen.append(5e-324 > 0 and np.float64(1e-310) * 1 > 0))
+signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+with rf.threads(1):
+    rf.LSTM(4, 200, 2, seed=0)(np.zeros((20000, 4, 4), np.float32))
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert seen and all(seen)
+"""
+    run(code, "pool")
