@@ -1,8 +1,8 @@
 """Every output and every gradient, by name, against the reference in float64.
 
-Instruction sets, dtypes and 1 and 2 threads are combined in full; with each of these combinations goes a set of cases in
-which every two values of the other options, sizes included, meet at least once. ``pytest -s`` prints the largest error
-of each result as a fraction of its tolerance.
+Instruction sets, dtypes and 1 and 2 threads are combined in full; with each of these combinations goes a set of cases
+in which every two values of the other options, sizes included, meet at least once. ``pytest -s`` prints the largest
+error of each result as a fraction of its tolerance.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def well_posed(layer: Any, arguments: list[Any], masks: Any, want: Results) -> b
 
 
 def run(case: dict[str, Any], isa: str, dtype: str, threads: int) -> tuple[Any, list[Any], Results, Results]:
-    """The layer and the arguments of a case, its results, and the reference's: of the first data that are well posed."""
+    """The layer and the arguments of a case, its results and the reference's, of the first data that are well posed."""
     case = {**PLAIN, **case}
     for attempt in range(2000):
         layer, arguments = draw(case, isa, dtype, attempt)

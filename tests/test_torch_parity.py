@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,6 +39,15 @@ OPTIONS = list(
 I, H, T, B = 5, 11, 6, 4
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread_of_torch() -> Iterator[None]:
+    """For such small work its threads only spin: six times the time on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def torch_layer(ours: Any) -> Any:
     """PyTorch's layer with the options and the weights of ours."""
     options = {"nonlinearity": ours.nonlinearity} if isinstance(ours, rf.RNN) else {}
@@ -59,6 +69,7 @@ def make_layers(kind: str, dtype: str, layers: int, bidirectional: bool, **optio
 def draw_arguments(layer: Any, T: int, B: int, form: str, seed: int = 0) -> list[Any]:
     """x, hx, grad_output, grad_state."""
     rng = np.random.default_rng(seed)
+    directions = 2 if layer.bidirectional else 1
 
     def draw(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape).astype(layer.dtype)
@@ -68,10 +79,10 @@ def draw_arguments(layer: Any, T: int, B: int, form: str, seed: int = 0) -> list
         return draw(*shapes.get(form, (T, features)))
 
     def states() -> Any:
-        shape = (layer.num_layers * (2 if layer.bidirectional else 1), *([] if "unb" in form else [B]), layer.hidden_size)
+        shape = (layer.num_layers * directions, *([] if "unbatched" in form else [B]), layer.hidden_size)
         return (draw(*shape), draw(*shape)) if isinstance(layer, rf.LSTM) else draw(*shape)
 
-    return [sequence(layer.input_size), states(), sequence(layer.hidden_size * (2 if layer.bidirectional else 1)), states()]
+    return [sequence(layer.input_size), states(), sequence(layer.hidden_size * directions), states()]
 
 
 def parts(value: Any) -> tuple[Any, ...]:
@@ -129,9 +140,7 @@ def assert_same_results(layer: Any, x: Any, got: Results, want: Results) -> None
 def test_outputs_and_gradients_equal_torchs(
     dtype: str, kind: str, layers: int, bidirectional: bool, bias: bool, form: str, given: bool
 ) -> None:
-    ours, theirs = make_layers(
-        kind, dtype, layers, bidirectional, bias=bias, batch_first=form.endswith("batch first")
-    )
+    ours, theirs = make_layers(kind, dtype, layers, bidirectional, bias=bias, batch_first=form.endswith("batch first"))
     arguments = draw_arguments(ours, T, B, form)
     if not given:
         arguments[1] = None

@@ -93,7 +93,7 @@ def render(document: dict[str, Any]) -> str:
         for name, figure in plots.all_plots(rows, limits, document["mixed"])
     ]
     found, compared = means(rows), [row for row in rows if row.ratios]
-    return template.render(
+    html: str = template.render(
         document=document,
         commands=document.get("commands") or [document["command"]],
         cells=[cell for cell in CELLS if any(mean.cell == cell for mean in found)],
@@ -114,6 +114,7 @@ def render(document: dict[str, Any]) -> str:
         modes=MODES,
         short=SHORT,
     )
+    return html
 
 
 def merged(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:

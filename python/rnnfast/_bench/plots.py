@@ -29,7 +29,7 @@ COLOURS = {
     "paddle": "#555555",
 }
 MARKERS = {"rnn": "o", "lstm": "s", "gru": "^"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -279,7 +279,7 @@ def all_plots(
     def hidden(row: Row) -> int:
         return row.case.hidden_size
 
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+    with matplotlib.rc_context(STYLE):
         for threads in sorted({row.threads for row in rows}):
             figures = {
                 "heat-map": heat_map(rows, threads),

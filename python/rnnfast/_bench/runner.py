@@ -29,7 +29,7 @@ from .worker import BOOTSTRAP
 
 SCHEMA = 1
 TOLERANCE = 1e-3  # of the largest magnitude in an array; float32 results of different sums differ by about 1e-6
-LIMITS_EVERY = 15.0  # seconds between two measurements of the machine's limits
+LIMITS_EVERY = 60.0  # seconds between two measurements of the machine's limits
 STARTING_SECONDS = 180.0
 CALL_SECONDS = 300.0
 

@@ -110,9 +110,8 @@ def loss_lines(rows: Sequence[Row]) -> Iterator[str]:
     yield f"losses: {len(found)} of {len(compared)}"
     lines = []
     for row in found[:WORST]:
-        kept = (
-            f"{row.best} {ratio(row.best_ratio)}, spread {row.times['rnnfast']['spread']:.0%}, limit {row.fraction:.0%}"
-        )
+        kept = f"{row.best} {ratio(row.best_ratio)}, spread {row.times['rnnfast']['spread']:.0%}"
+        kept += f", at {row.fraction:.0%} of the limit, others used {row.others:.1f} cores"
         lines.append(f"  {row.case.key}, {row.threads} threads: {kept}")
     yield from lines
     if len(found) > WORST:
