@@ -8,13 +8,13 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <vector>
 
+#include "memory.h"
 #include "rnnfast.h"
 #include "threads.h"
 
@@ -154,24 +154,6 @@ rf::View<Void> view(py::handle object, const char* name, const py::dtype& type, 
   return {const_cast<void*>(a.data()), a.strides(0) / a.itemsize(), a.strides(1) / a.itemsize()};
 }
 
-class Bytes {  // aligned to a cache line
- public:
-  void allocate(size_t n) {
-    data_.reset();
-    data_.reset(::operator new(n ? n : 1, std::align_val_t{64}));
-    size_ = n;
-  }
-  void* data() const { return data_.get(); }
-  size_t size() const { return size_; }
-
- private:
-  struct Free {
-    void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
-  };
-  std::unique_ptr<void, Free> data_;
-  size_t size_ = 0;
-};
-
 int threads_or_default(int threads) { return threads != 0 ? threads : rf::get_num_threads(); }
 
 // --- Ctrl-C ---
@@ -224,7 +206,7 @@ std::vector<Struct> per_cell(const rf::Spec& spec, const py::sequence& arrays, P
 struct Packed {
   rf::Spec spec;
   const rf::KernelTable& table;
-  Bytes bytes;
+  rf::Memory bytes;
 
   Packed(const rf::Spec& spec_, const py::sequence& arrays, const std::string& isa)
       : spec(spec_), table(table_named(isa)) {
@@ -336,7 +318,7 @@ class Pass {
   rf::Forward call_;
   const rf::KernelTable* table_ = nullptr;
   std::vector<rf::Weights> weights_;
-  Bytes tape_;
+  rf::Memory tape_;
   py::tuple arrays_;  // keeps alive what call_ points into
   py::dtype type_;
 };
@@ -493,7 +475,7 @@ class Stream {
 
   rf::Forward call_;
   const rf::KernelTable::Entry* entry_ = nullptr;
-  Bytes scratch_, x_copy_;
+  rf::Memory scratch_, x_copy_;
   int64_t work_ = 0;
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
   py::tuple objects_;  // keeps alive the weights and the state

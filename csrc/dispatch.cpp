@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "memory.h"
 #include "rnnfast.h"
 
 // The build defines RNNFAST_ISAS as its instruction sets, best first: ISA(x86_64_v4) ISA(x86_64_v3) ...
@@ -141,19 +142,16 @@ void check(const Backward& call) {
 // Memory for one call, aligned to 64 bytes. A step of a stream needs little and takes it from the stack.
 class Scratch {
  public:
-  explicit Scratch(size_t bytes)
-      : data_(bytes <= sizeof near_ ? near_ : ::operator new(bytes, std::align_val_t{alignment})) {}
-  ~Scratch() {
-    if (data_ != near_) ::operator delete(data_, std::align_val_t{alignment});
+  explicit Scratch(size_t bytes) {
+    if (bytes > sizeof near_) far_.allocate(bytes);
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  void* data() { return data_; }
+  void* data() { return far_.data() ? far_.data() : near_; }
 
  private:
-  static constexpr size_t alignment = 64;
-  alignas(alignment) unsigned char near_[16384];
-  void* data_;
+  alignas(64) unsigned char near_[16384];
+  Memory far_;
 };
 
 const KernelTable::Entry& entry(const KernelTable& table, const Spec& spec) {

@@ -151,12 +151,12 @@ def draw(case: dict[str, Any], isa: str, dtype: str, attempt: int) -> tuple[Any,
 
 
 def rounded_otherwise(cell: reference.Cell, eps: float, rng: np.random.Generator) -> reference.Cell:
-    """The cell with every intermediate result off by up to eps, relatively."""
+    """The cell with every intermediate result off by up to 2.5 eps, relatively, the error of an elementary function."""
 
     def nudge(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(nudge(part) for part in value)
-        return value * (1.0 + eps * rng.uniform(-1.0, 1.0, value.shape))
+        return value * (1.0 + 2.5 * eps * rng.uniform(-1.0, 1.0, value.shape))
 
     def step(layer: Any, x: Any, prev: Any) -> Any:
         return nudge(cell.step(layer, nudge(x), prev))
@@ -169,7 +169,7 @@ def rounded_otherwise(cell: reference.Cell, eps: float, rng: np.random.Generator
 
 
 def well_posed(layer: Any, arguments: list[Any], masks: Any, want: Results) -> bool:
-    """Whether rounding decides less than a quarter of each tolerance, which the reference finds out alone.
+    """Whether rounding decides less than half of each tolerance, which the reference finds out alone.
 
     The tolerance of a gradient is relative to its largest element. Where that is a sum that cancels no implementation
     can keep it, and with one or two elements in all, as where H is 1, this happens.
@@ -182,10 +182,10 @@ def well_posed(layer: Any, arguments: list[Any], masks: Any, want: Results) -> b
     axes = Axes(unbatched=arguments[0].ndim == 2, batch_first=layer.batch_first)
     allowed = layer_tolerances(layer, layer.dtype, axes.sequence(arguments[0]).shape)
     return all(
-        largest(other.outputs[name] - value) <= allowed.output / 4 * (1 + largest(value) if name == "state c" else 1)
+        largest(other.outputs[name] - value) <= allowed.output / 2 * (1 + largest(value) if name == "state c" else 1)
         for name, value in want.outputs.items()
     ) and all(
-        largest(other.gradients[name] - value) <= allowed.gradient / 4 * largest(value)
+        largest(other.gradients[name] - value) <= allowed.gradient / 2 * largest(value)
         for name, value in want.gradients.items()
     )
 
