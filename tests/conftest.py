@@ -9,6 +9,10 @@ import importlib.util
 import os
 from collections.abc import Iterator
 
+# Before NumPy is imported: the reference's products are small, and OpenBLAS's idle threads would spin on the cores that
+# the tests need.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import settings
 

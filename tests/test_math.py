@@ -13,7 +13,7 @@ import rnnfast as rf
 from rnnfast import _core
 
 FUNCTIONS = ["exp", "expm1", "sigmoid", "tanh"]
-BOUNDS = {"exp": 1.5, "expm1": 2.0, "sigmoid": 2.5, "tanh": 2.5}  # in ulp of the exact result
+BOUNDS = {"exp": 1.5, "expm1": 2.0, "sigmoid": 2.5, "tanh": 2.6}  # in ulp of the exact result
 LIMITS = {"float32": (-87.3, 88.3), "float64": (-708.3, 709.4)}  # beyond them e^x is clamped (csrc/kernel/math.h)
 FMA = [name for name in rf.available_isas() if name != "x86_64_v2"]
 

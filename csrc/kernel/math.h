@@ -1,6 +1,18 @@
 // The elementary functions of recurrent cells, lane by lane: a lane's result never depends on its neighbours, and the
 // same operations run in the same order on every instruction set that has a fused multiply-add.
 //
+// Largest errors by bench/accuracy.py, in units of the last place of the exact result where that is a normal number:
+// all 2^32 float32 inputs; 10^8 random float64 inputs. The bits are the same on x86_64_v3 and x86_64_v4.
+//
+//             float32                          float64
+//   exp       1.06 at -0x1.78e2fcp+2           1.00 at -0x1.55056577605b6p+5
+//   expm1     1.65 at  0x1.64ef5cp-2           1.80 at  0x1.92865dea5c98p-2
+//   sigmoid   2.40 at -0x1.0a111ap+2           2.43 at -0x1.62e0ffab0eb6p+2
+//   tanh      2.42 at  0x1.fd0794p-8           2.54 at -0x1.bf8f22cf6faf7p-3
+//
+// On x86_64_v2, which rounds twice, exp loses accuracy below 2^-102 (float32) and 2^-969 (float64), where no cell
+// needs it.
+//
 // NaN comes out as NaN (clamps are written `x < lo ? lo : x`, which keeps it), and true division is used throughout.
 #pragma once
 
