@@ -59,7 +59,7 @@ def test_steps_are_torchs_to_rounding(name: str, options: dict[str, Any], dtype:
 
 
 @pytest.mark.parametrize("norm_type", [2.0, 1.0, 3.0, float("inf")])
-@pytest.mark.parametrize("max_norm", [0.0, 1.0, 1e6])
+@pytest.mark.parametrize("max_norm", [0.0, 1.0, 1e6, float("inf")])
 def test_clip_grad_norm_is_torchs(max_norm: float, norm_type: float) -> None:
     torch = pytest.importorskip("torch", reason="compares with torch")
     grads = arrays(0)
@@ -253,7 +253,7 @@ ERRORS = {
         ValueError,
         "state_dict has parameters ['a'], expected ['bias', 'empty', 'scalar', 'weight']",
     ),
-    "max_norm": (lambda: rf.clip_grad_norm({}, -1), ValueError, "max_norm must be a finite number of at least 0"),
+    "max_norm": (lambda: rf.clip_grad_norm({}, -1), ValueError, "max_norm must be a number of at least 0"),
     "norm_type": (
         lambda: rf.clip_grad_norm({}, 1, 0),
         ValueError,
