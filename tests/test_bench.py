@@ -206,7 +206,7 @@ def test_page_and_plots_of_recorded_runs(tmp_path: Path, recorded: dict[str, Any
     found = [entry(case, rnnfast=times(1e-6 * case.hidden_size), torch=times(5e-5)) for case in curve]
     lost = Case("gru", "train", 20, 3, 33, 65, group="random")
     found += [entry(lost, rnnfast=times(2e-3), torch=times(1e-3))]
-    document = page.merged([{**invented(*found), "machine": recorded["machine"]}, recorded])
+    document = summary.merged([{**invented(*found), "machine": recorded["machine"]}, recorded])
     mixed = {**shapes.mixed()[0].to_json(), "title": "numpy + LSTM", "threads": 2, "backend": "default", "used": "pool"}
     document["mixed"] = [{**mixed, "product": 1e-3, "ours": 1e-3, "pair": 3e-3, "cost": 1.5}]
     html = page.render(document)
@@ -223,7 +223,7 @@ def test_runs_of_two_machines_are_not_merged(recorded: dict[str, Any]) -> None:
 
     other = {**recorded, "machine": {**recorded["machine"], "cpu": "another"}}
     with pytest.raises(ValueError, match="different machines"):
-        page.merged([recorded, other])
+        summary.merged([recorded, other])
 
 
 def test_arguments_that_name_nothing_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

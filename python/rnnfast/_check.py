@@ -223,7 +223,7 @@ def lengths(value: Any, steps: int, batch: int, batched: bool) -> NDArray[np.int
     """A private int64 copy; the engine relies on its values."""
     if not batched:
         raise ValueError("lengths needs a batched x; cut an unbatched sequence with x[:length]")
-    array = np.asarray(value) if isinstance(value, (list, tuple)) else as_array("lengths", value)
+    array = np.asarray(value) if isinstance(value, (list, tuple, int)) else as_array("lengths", value)
     require_shape("lengths", array, (batch,), "one for each row of the batch")
     if array.size and array.dtype.kind not in "iu":
         raise TypeError(f"lengths must be integers, got {array.dtype}")
@@ -262,8 +262,9 @@ def parameter_value(name: str, value: Any, shape: Shape, dtype: np.dtype[Any]) -
     array = np.asarray(value) if isinstance(value, (list, tuple, float)) else as_array(name, value)
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-    if not np.can_cast(array.dtype, dtype, "same_kind"):
-        raise TypeError(f"{name} must be {dtype}, or what converts to it, got {array.dtype}")
+    numbers = isinstance(value, (list, tuple)) and array.dtype.kind in "iu"  # written without a point
+    if array.dtype.kind != "f" and not numbers:
+        raise TypeError(f"{name} must be {dtype}, or another floating-point type, got {array.dtype}")
     return array
 
 

@@ -13,7 +13,7 @@ from . import _check
 from ._check import Array
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Gradients:
     """Derivatives of the loss whose derivatives by output and final state went into `backward`.
 
@@ -29,6 +29,9 @@ class Gradients:
     #: With `per_step=True`: d loss / d h_t of every layer and direction, number `layer * directions + direction`,
     #: each [T, B, H] ([B, T, H] with batch_first, [T, H] unbatched); 0 beyond a row's length. Else None.
     per_step: list[Array] | None = None
+
+    def __repr__(self) -> str:
+        return f"Gradients(input {list(self.input.shape)}, state, parameters {', '.join(self.parameters)})"
 
 
 def clip_grad_norm(grads: Any, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> float:

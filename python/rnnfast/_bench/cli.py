@@ -187,12 +187,12 @@ def run(options: argparse.Namespace) -> int:
         require_plotting()
     try:
         if options.report:
-            from .page import merged
+            from .summary import merged
 
             document = merged([json.loads(path.read_text()) for path in options.report])
         else:
             document = measure(options)
-    except (runner.Failure, ValueError) as failure:
+    except (runner.Failure, OSError, ValueError) as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 1
     print(text.report(document))

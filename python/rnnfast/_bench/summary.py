@@ -224,3 +224,26 @@ def growth(rows: Iterable[Row]) -> list[Growth]:
 def busy(rows: Sequence[Row]) -> int:
     """How many cases were measured while other programs used the machine."""
     return sum(row.others > BUSY for row in rows)
+
+
+def merged(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several runs of one machine as one document; what was measured twice counts once, as in the first."""
+    first = documents[0]
+    if any(document["machine"]["cpu"] != first["machine"]["cpu"] for document in documents):
+        raise ValueError("the runs are of different machines")
+    whole: dict[str, Any] = {**first, "commands": [document["command"] for document in documents]}
+    whole |= {"contestants": {}, "absent": {}, "limits": {}, "mixed": [], "results": []}
+    whole["left_out"] = sum(document["left_out"] for document in documents)
+    seen: set[tuple[str, int]] = set()
+    for document in documents:
+        whole["contestants"] |= document["contestants"]
+        whole["absent"] |= document["absent"]
+        whole["mixed"] += document["mixed"]
+        for threads, found in document["limits"].items():
+            whole["limits"][threads] = whole["limits"].get(threads, []) + found
+        for entry in document["results"]:
+            key = (Case.from_json(entry["case"]).key, entry["threads"])
+            if key not in seen:
+                seen.add(key)
+                whole["results"].append(entry)
+    return whole
