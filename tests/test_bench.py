@@ -219,7 +219,6 @@ def test_page_and_plots_of_recorded_runs(tmp_path: Path, recorded: dict[str, Any
 def test_runs_of_two_machines_are_not_merged(recorded: dict[str, Any]) -> None:
     pytest.importorskip("jinja2")
     pytest.importorskip("matplotlib")
-    from rnnfast._bench import page
 
     other = {**recorded, "machine": {**recorded["machine"], "cpu": "another"}}
     with pytest.raises(ValueError, match="different machines"):
