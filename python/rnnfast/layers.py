@@ -138,8 +138,8 @@ class Layer(Configured, Generic[State]):
     ) -> Gradients:
         """Gradients of a loss by input, initial state and parameters, from those by output and final state.
 
-        tape: the third thing that `forward` of this layer returned, in its last or an earlier call. x, output and weights
-            must be as they were then: the tape refers to them.
+        tape: the third thing that `forward` of this layer returned, in its last or an earlier call. x, output and
+            weights must be as they were then: the tape refers to them.
         grad_output: d loss / d output, in the shape of output; None for zeros.
         grad_state: d loss / d state, in the form of the state; None for zeros, also inside an LSTM's tuple.
         per_step: also return d loss / d h_t for every layer, direction and step.
