@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -86,6 +87,23 @@ class Event {
   std::condition_variable wake_;
 };
 
+#if defined(__linux__)
+int current_core() { return sched_getcpu(); }
+int current_thread() { return static_cast<int>(syscall(SYS_gettid)); }
+
+// Lets a thread run wherever this one may, but on `core`.
+void keep_off(int thread, int core) {
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < 2) return;
+  CPU_CLR(static_cast<size_t>(core), &allowed);
+  sched_setaffinity(thread, sizeof allowed, &allowed);  // where it fails, nothing is lost
+}
+#else
+int current_core() { return -1; }
+int current_thread() { return 0; }
+void keep_off(int, int) {}
+#endif
+
 // Blocks every signal while it lives, for threads made meanwhile: Python's handlers belong to Python's threads.
 class SignalsBlocked {
  public:
@@ -127,7 +145,11 @@ class Pool {
     context_ = context;
     count_ = count;
     unfinished_.store(count - 1, std::memory_order_relaxed);
-    for (int i = 0; i < count - 1; ++i) start_[i]->raise();
+    const int core = current_core();
+    for (int i = 0; i < count - 1; ++i) {
+      keep_worker_off(i, core);
+      start_[i]->raise();
+    }
     {
       RegionMark mark;
       task(context, 0, count);
@@ -143,10 +165,22 @@ class Pool {
   // The caller is in the middle of its work and its threads finish at about the same time.
   static constexpr int caller_spins = 2000;
 
+  // A worker never wakes on its caller's core. Left to itself, a scheduler that does not look beyond the core of the
+  // caller (virtual machines whose cores look like separate sockets) put both there after every pause of 10 ms, where
+  // two threads take as long as one while other cores idle. The worker leaving by itself, once awake, was tried: by
+  // then the scheduler is moving the caller too, and they meet again.
+  void keep_worker_off(int i, int core) {
+    const int thread = thread_[i].load(std::memory_order_relaxed);
+    if (core < 0 || kept_off_[i] == core || !thread) return;
+    keep_off(thread, core);
+    kept_off_[i] = core;
+  }
+
   bool add_worker() {
     try {
       SignalsBlocked guard;
       start_[workers_] = new Event;
+      kept_off_[workers_] = -1;
       std::thread(&Pool::work, this, workers_ + 1, start_[workers_]).detach();
       ++workers_;
       return true;
@@ -158,6 +192,7 @@ class Pool {
 
   void work(int id, Event* start) {
     inside_region = true;  // a worker runs nothing but regions
+    thread_[id - 1].store(current_thread(), std::memory_order_relaxed);
     for (uint32_t seen = 0;; ++seen) {
       start->wait(seen, worker_spins);
       task_(context_, id, count_);
@@ -168,6 +203,8 @@ class Pool {
   std::mutex busy_;
   int workers_ = 0;
   Event* start_[max_threads - 1] = {};
+  std::atomic<int> thread_[max_threads - 1] = {};  // 0: not running yet
+  int kept_off_[max_threads - 1] = {};
   Task task_ = nullptr;
   void* context_ = nullptr;
   int count_ = 0;
