@@ -131,6 +131,29 @@ def isa(name: object, available: Sequence[str]) -> str:
     )
 
 
+def activation_parameter(function: str, letter: str, value: object, takes: Mapping[str, Any], required: object) -> Any:
+    """alpha or beta of an activation: as given, or its default, or None where the function has none."""
+    if letter not in takes:
+        if value is not None:
+            raise ValueError(f"the activation {function!r} has no {letter}, got {value!r}")
+        return None
+    if value is not None:
+        number = real(letter, value)
+        if not math.isfinite(number):
+            raise ValueError(f"{letter} of the activation {function!r} must be finite, got {number!r}")
+        return number
+    if takes[letter] is required:
+        raise ValueError(
+            f"the activation {function!r} needs alpha and beta, since two forms of it are in use: "
+            f"alpha=0.2, beta=0.5 (ONNX's default, Keras 2) and alpha=1/6, beta=0.5 (PyTorch, Keras 3)"
+        )
+    return takes[letter]
+
+
+def not_an_activation(name: str, value: object) -> str:
+    return f"{name} must be the name of an activation or an Activation, got {_described(value)}"
+
+
 # --- arrays ---
 
 
