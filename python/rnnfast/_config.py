@@ -95,12 +95,12 @@ class Config:
     def spec(self) -> _core.Spec:
         return _core.Spec(
             self.cell,
-            self.nonlinearity,
             self.dtype,
             self.input_size,
             self.hidden_size,
             self.num_layers,
             self.directions,
+            activations=[((self.nonlinearity, 0.0, 0.0),)] * self.directions if self.cell == "rnn" else None,
         )
 
     def arguments(self) -> dict[str, Any]:
