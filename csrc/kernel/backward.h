@@ -37,34 +37,34 @@ template <class T> struct BackwardLayer {
 // Scratch of one direction, sized for the largest layer and used by layer after layer.
 template <class C, class T> struct BackwardScratch {
   static constexpr int64_t width = lanes<T>;
-  T *w, *u;       // transposed weights: [panel of inputs][unit][gate][lane]; u as in Packed where it is split
-  T* hr;          // [panel of H][unit of S][lane]
-  T* peepholes;   // [panel][3][lane]
-  T *d_w, *d_u;   // [panel][k][gate][lane]; d_u split like u
-  T* d_hr;        // [panel of S][k < H][lane]
-  T* d_bias;      // [panel][column][lane]
-  T* d_peephole;  // [panel][3][lane]
-  T* d_h;         // [B][panel of S][lane]
-  T* d_c;         // [panel][B][lane]
-  T *d_h0, *d_c0;     // the same: what resets to the initial state give it
-  T* d_operand;       // [B][panel of S][lane]: by what entered U
-  T* d_reset;         // [B][panel][lane]: by r * h
-  T* d_unprojected;   // [B][panel][lane]: by o * tanh(c)
-  T* da;              // [panel][row of the block][column][lane]
-  T* d_output;        // [panel of S][row of the block][lane]: by h, before the projection
-  T* d_peephole_row;  // [panel][row of the block][3][lane]
-  T *x, *h_prev;      // [tile of inputs][row of the block][height of the tile]
-  T *reset_h, *m;     // the same for the operands r * h of U_n, and o * tanh(c) of W_hr
-  T* line;            // for each thread, a row of the operand that is being packed
-  T* zeros;           // [max(S, H)]
+  T *w = nullptr, *u = nullptr;       // transposed weights: [panel of inputs][unit][gate][lane]; u as in Packed where it is split
+  T* hr = nullptr;          // [panel of H][unit of S][lane]
+  T* peepholes = nullptr;   // [panel][3][lane]
+  T *d_w = nullptr, *d_u = nullptr;   // [panel][k][gate][lane]; d_u split like u
+  T* d_hr = nullptr;        // [panel of S][k < H][lane]
+  T* d_bias = nullptr;      // [panel][column][lane]
+  T* d_peephole = nullptr;  // [panel][3][lane]
+  T* d_h = nullptr;         // [B][panel of S][lane]
+  T* d_c = nullptr;         // [panel][B][lane]
+  T *d_h0 = nullptr, *d_c0 = nullptr;     // the same: what resets to the initial state give it
+  T* d_operand = nullptr;       // [B][panel of S][lane]: by what entered U
+  T* d_reset = nullptr;         // [B][panel][lane]: by r * h
+  T* d_unprojected = nullptr;   // [B][panel][lane]: by o * tanh(c)
+  T* da = nullptr;              // [panel][row of the block][column][lane]
+  T* d_output = nullptr;        // [panel of S][row of the block][lane]: by h, before the projection
+  T* d_peephole_row = nullptr;  // [panel][row of the block][3][lane]
+  T *x = nullptr, *h_prev = nullptr;      // [tile of inputs][row of the block][height of the tile]
+  T *reset_h = nullptr, *m = nullptr;     // the same for the operands r * h of U_n, and o * tanh(c) of W_hr
+  T* line = nullptr;            // for each thread, a row of the operand that is being packed
+  T* zeros = nullptr;           // [max(S, H)]
   struct Row {
     int64_t t, b, number;
   };
-  Row* rows;             // of the block, in the order of processing
-  char* packed;          // memory for `weights`
+  Row* rows = nullptr;             // of the block, in the order of processing
+  char* packed = nullptr;          // memory for `weights`
   Packed<C, T> weights;  // to compute a segment again
-  T* saved;              // of a segment
-  const T **x_rows, **h_rows;
+  T* saved = nullptr;              // of a segment
+  const T **x_rows = nullptr, **h_rows = nullptr;
 
   BackwardScratch() = default;
   BackwardScratch(Arena& arena, const Forward& pass, int64_t block_rows, bool rebuilds, int64_t threads) {
@@ -558,12 +558,12 @@ template <class C, class T> class BackwardPass {
     store<T>(d_h_at(layer, s.d_operand, b) + unit, d_h);
   }
 
-  // Rows that started anew give their gradient to the initial state, or to nothing.
+  // Rows that a reset cut off give their gradient to the initial state, or to nothing.
   void cut(const Layer& layer, const Scratch& s, const Part& part, const StepRows& rows) const {
     for (int64_t r = 0; r < rows.count; ++r) {
       const int64_t b = rows.batch(r);
+      if (!schedule_.is_cut(rows.first + r, layer.reverse)) continue;
       const Start start = schedule_.start(rows.first + r, layer.reverse);
-      if (start == Start::previous) continue;
       for (int64_t p = part.outputs.first; p < part.outputs.last; ++p)
         move(d_h_at(layer, s.d_h, b) + p * width, start, d_h_at(layer, s.d_h0, b) + p * width);
       for (int64_t p = part.panels.first; C::has_c && p < part.panels.last; ++p) {

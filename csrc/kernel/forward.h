@@ -308,8 +308,8 @@ template <class C, class T> class ForwardPass {
     if (schedule_.restarts(t, layer.reverse)) {
       for (int64_t r = 0; r < rows.count; ++r) {
         const int64_t b = rows.batch(r), number = rows.first + r;
-        const Start start = schedule_.start(number, layer.reverse);
-        if (start != Start::previous) begin(layer, part, b, schedule_.done(number, t, b, layer.reverse), start);
+        if (schedule_.is_cut(number, layer.reverse))
+          begin(layer, part, b, schedule_.done(number, t, b, layer.reverse), schedule_.start(number, layer.reverse));
       }
       part.wait();
     }

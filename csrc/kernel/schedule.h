@@ -114,8 +114,12 @@ class Schedule {
     return irregular_ ? row_[before(row, reverse)].t : reverse ? t + 1 : t - 1;
   }
 
+  // Whether a reset stands between the row and what the scan did before.
+  bool is_cut(int64_t row, bool reverse) const {
+    return irregular_ && (reverse ? row_[row].cut_after : row_[row].cut_before);
+  }
   Start start(int64_t row, bool reverse) const {
-    if (irregular_ && (reverse ? row_[row].cut_after : row_[row].cut_before)) return anew();
+    if (is_cut(row, reverse)) return anew();
     return before(row, reverse) >= 0 ? Start::previous : Start::initial;
   }
   // Where the state after the scan comes from; `previous`: from the sequence's last row.
