@@ -3,11 +3,14 @@
 // safety rests on. Only Stream.step, which has no time for Python, words its errors for the user.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -40,22 +43,82 @@ template <class Enum> Enum named(const std::string& name, std::initializer_list<
   throw py::value_error("unknown name: " + name);
 }
 
-rf::Spec make_spec(const std::string& cell, const std::string& activation, const std::string& dtype, int64_t input_size,
-                   int64_t hidden_size, int64_t num_layers, int64_t num_directions) {
-  if (input_size < 0 || hidden_size < 0 || num_layers < 1 || num_directions < 1 || num_directions > 2)
-    throw py::value_error("sizes are out of range");
-  return {named<rf::Cell>(cell, {"rnn", "lstm", "gru"}),
-          named<rf::Activation>(activation, {"tanh", "relu"}),
-          named<rf::Dtype>(dtype, {"float32", "float64"}),
-          input_size,
-          hidden_size,
-          num_layers,
-          num_directions};
+// A triple (name, alpha, beta).
+rf::Activation make_activation(py::handle object) {
+  const auto triple = object.cast<std::tuple<std::string, double, double>>();
+  const auto function = named<rf::Function>(
+      std::get<0>(triple), {"standard", "tanh", "sigmoid", "relu", "affine", "leaky_relu", "thresholded_relu",
+                            "scaled_tanh", "hard_sigmoid", "elu", "softsign", "softplus"});
+  return {function, std::get<1>(triple), std::get<2>(triple)};
 }
 
-bool same(const rf::Spec& a, const rf::Spec& b) {
-  return a.cell == b.cell && a.activation == b.activation && a.dtype == b.dtype && a.input_size == b.input_size &&
-         a.hidden_size == b.hidden_size && a.num_layers == b.num_layers && a.num_directions == b.num_directions;
+// A spec that owns what it points to.
+struct Spec : rf::Spec {
+  std::vector<int64_t> sizes;
+
+  Spec(const std::string& cell_name, const std::string& dtype_name, int64_t inputs, int64_t hidden, int64_t layers,
+       int64_t directions, const py::kwargs& options) {
+    cell = named<rf::Cell>(cell_name, {"rnn", "lstm", "gru"});
+    dtype = named<rf::Dtype>(dtype_name, {"float32", "float64"});
+    input_size = inputs, hidden_size = hidden, num_layers = layers, num_directions = directions;
+    for (auto option : options) set(option.first.cast<std::string>(), option.second);
+    if (input_size < 0 || hidden_size < 0 || num_layers < 1 || num_directions < 1 || num_directions > 2)
+      throw py::value_error("sizes are out of range");
+    if (!sizes.empty() && static_cast<int64_t>(sizes.size()) != num_layers)
+      throw py::value_error("hidden_sizes has the wrong length");
+  }
+  Spec(const Spec& other) : rf::Spec(other), sizes(other.sizes) {
+    if (hidden_sizes) hidden_sizes = sizes.data();
+  }
+  Spec& operator=(const Spec&) = delete;
+
+ private:
+  void set(const std::string& name, py::handle value) {
+    if (name == "proj_size") proj_size = value.cast<int64_t>();
+    else if (name == "reset_after") reset_after = value.cast<bool>();
+    else if (name == "peepholes") peepholes = value.cast<bool>();
+    else if (name == "coupled_gates") coupled_gates = value.cast<bool>();
+    else if (name == "layer_norm") layer_norm = value.cast<bool>();
+    else if (name == "clip") clip = value.cast<double>();
+    else if (name == "zoneout_h") zoneout_h = value.cast<double>();
+    else if (name == "zoneout_c") zoneout_c = value.cast<double>();
+    else if (name == "activations") set_activations(value);
+    else if (name == "hidden_sizes") set_sizes(value);
+    else throw py::type_error("unknown option: " + name);
+  }
+  void set_activations(py::handle value) {
+    if (value.is_none()) return;
+    const auto given = value.cast<py::sequence>();
+    if (static_cast<int64_t>(given.size()) != num_directions) throw py::value_error("activations has the wrong length");
+    for (size_t d = 0; d < given.size(); ++d) {
+      const auto roles = given[d].cast<py::sequence>();
+      rf::Activation* const to[] = {&activations[d].gate, &activations[d].candidate, &activations[d].output};
+      if (roles.size() > 3) throw py::value_error("a direction has at most three activations");
+      for (size_t j = 0; j < roles.size(); ++j) *to[j] = make_activation(roles[j]);
+    }
+  }
+  void set_sizes(py::handle value) {
+    if (value.is_none()) return;
+    sizes = value.cast<std::vector<int64_t>>();
+    hidden_sizes = sizes.data();
+  }
+};
+
+bool same(const rf::Activation& a, const rf::Activation& b) {
+  return a.function == b.function && a.alpha == b.alpha && a.beta == b.beta;
+}
+
+bool same(const Spec& a, const Spec& b) {
+  for (int d = 0; d < 2; ++d)
+    if (!same(a.activations[d].gate, b.activations[d].gate) ||
+        !same(a.activations[d].candidate, b.activations[d].candidate) ||
+        !same(a.activations[d].output, b.activations[d].output))
+      return false;
+  return a.cell == b.cell && a.dtype == b.dtype && a.input_size == b.input_size && a.hidden_size == b.hidden_size &&
+         a.num_layers == b.num_layers && a.num_directions == b.num_directions && a.sizes == b.sizes &&
+         a.proj_size == b.proj_size && a.reset_after == b.reset_after && a.peepholes == b.peepholes &&
+         a.coupled_gates == b.coupled_gates && a.layer_norm == b.layer_norm && a.clip == b.clip &&
+         a.zoneout_h == b.zoneout_h && a.zoneout_c == b.zoneout_c;
 }
 
 py::list available_isas() {
@@ -181,34 +244,44 @@ template <class Run> void run_interruptibly(const Run& run) {
 
 // --- weights ---
 
-// Cuts the flat list w_ih, w_hh[, b_ih, b_hh], w_ih, ... of all layers and directions into structs.
+// Cuts the flat list of all layers' and directions' arrays into structs. Each has weight_ih, weight_hh, bias_ih and
+// bias_hh where there are biases, and what the options ask for, in the order of the struct.
 template <class Struct, class Pointer>
-std::vector<Struct> per_cell(const rf::Spec& spec, const py::sequence& arrays, Pointer pointer) {
-  const int64_t cells = spec.num_layers * spec.num_directions, rows = rf::gates_of(spec.cell) * spec.hidden_size;
-  const int64_t given = static_cast<int64_t>(arrays.size()), each = given / cells;
-  if ((each != 2 && each != 4) || each * cells != given)
-    throw py::value_error("2 or 4 weight arrays are needed per layer and direction");
+std::vector<Struct> per_cell(const Spec& spec, const py::sequence& arrays, Pointer pointer) {
+  const bool norm_c = spec.layer_norm && rf::has_c(spec.cell);
+  const int64_t cells = spec.num_layers * spec.num_directions, given = static_cast<int64_t>(arrays.size());
+  const int64_t options = (spec.proj_size > 0) + spec.peepholes + 2 * spec.layer_norm + 2 * norm_c;
+  const int64_t each = given / cells, plain = each - options;
+  if ((plain != 2 && plain != 4) || each * cells != given)
+    throw py::value_error("the number of weight arrays does not fit the layers, directions and options");
   const py::dtype type = numpy_dtype(spec.dtype);
   std::vector<Struct> result(static_cast<size_t>(cells));
   for (int64_t n = 0; n < cells; ++n) {
-    auto array = [&](int64_t i) { return py::object(arrays[static_cast<size_t>(n * each + i)]); };
-    const int64_t width = n < spec.num_directions ? spec.input_size : spec.num_directions * spec.hidden_size;
+    const int64_t layer = n / spec.num_directions, units = rf::units_of(spec, layer);
+    const int64_t rows = rf::gates_of(spec.cell) * units, outputs = rf::outputs_of(spec, layer);
+    size_t at = static_cast<size_t>(n * each);
+    auto next = [&](const char* name, const Shape& shape) { return pointer(py::object(arrays[at++]), name, type, shape); };
     Struct& w = result[static_cast<size_t>(n)];
-    w.weight_ih = pointer(array(0), "weight_ih", type, {rows, width});
-    w.weight_hh = pointer(array(1), "weight_hh", type, {rows, spec.hidden_size});
-    if (each == 2) continue;
-    w.bias_ih = pointer(array(2), "bias_ih", type, {rows});
-    w.bias_hh = pointer(array(3), "bias_hh", type, {rows});
+    w.weight_ih = next("weight_ih", {rows, rf::inputs_of(spec, layer)});
+    w.weight_hh = next("weight_hh", {rows, outputs});
+    if (plain == 4) w.bias_ih = next("bias_ih", {rows});
+    if (plain == 4) w.bias_hh = next("bias_hh", {rows});
+    if (spec.proj_size) w.weight_hr = next("weight_hr", {outputs, units});
+    if (spec.peepholes) w.weight_ch = next("weight_ch", {3, units});
+    if (spec.layer_norm) w.weight_ln_ih = next("weight_ln_ih", {rows});
+    if (spec.layer_norm) w.weight_ln_hh = next("weight_ln_hh", {rows});
+    if (norm_c) w.weight_ln_c = next("weight_ln_c", {units});
+    if (norm_c) w.bias_ln_c = next("bias_ln_c", {units});
   }
   return result;
 }
 
 struct Packed {
-  rf::Spec spec;
+  Spec spec;
   const rf::KernelTable& table;
   rf::Memory bytes;
 
-  Packed(const rf::Spec& spec_, const py::sequence& arrays, const std::string& isa)
+  Packed(const Spec& spec_, const py::sequence& arrays, const std::string& isa)
       : spec(spec_), table(table_named(isa)) {
     const auto weights = per_cell<rf::Weights>(spec, arrays, input);
     if (!spec.hidden_size) return;  // here and below: nothing to compute, so no kernel is asked
@@ -222,21 +295,23 @@ struct Packed {
 
 class Pass {
  public:
-  Pass(const rf::Spec& spec, const py::object& weights, const py::array& x, const py::array& y, const py::object& h0,
+  Pass(const Spec& spec, const py::object& weights, const py::array& x, const py::array& y, const py::object& h0,
        const py::object& c0, const py::array& hn, const py::object& cn, const py::object& lengths, double dropout,
-       uint64_t seed, bool train, const std::string& isa, int threads, int64_t segments)
-      : arrays_(py::make_tuple(weights, x, y, h0, c0, hn, cn, lengths)), type_(numpy_dtype(spec.dtype)) {
+       uint64_t seed, bool train, const std::string& isa, int threads, int64_t segments, const py::kwargs& options)
+      : spec_(spec),
+        arrays_(py::make_tuple(weights, x, y, h0, c0, hn, cn, lengths, options)),
+        type_(numpy_dtype(spec.dtype)) {
     if (x.ndim() != 3) throw py::value_error("x has the wrong rank");
-    call_.spec = spec;
+    call_.spec = spec_;
     call_.steps = x.shape(0);
     call_.batch = x.shape(1);
-    call_.x = view<const void>(x, "x", type_, {steps(), batch(), spec.input_size});
-    call_.y = view<void>(y, "y", type_, {steps(), batch(), width()});
-    call_.h0 = input(h0, "h0", type_, state());
-    call_.hn = output(hn, "hn", type_, state());
-    if (rf::has_c(spec.cell)) {
-      call_.c0 = input(c0, "c0", type_, state());
-      call_.cn = output(cn, "cn", type_, state());
+    call_.x = view<const void>(x, "x", type_, {steps(), batch(), spec_.input_size});
+    call_.y = view<void>(y, "y", type_, {steps(), batch(), output_width()});
+    call_.h0 = input(h0, "h0", type_, h_shape());
+    call_.hn = output(hn, "hn", type_, h_shape());
+    if (rf::has_c(spec_.cell)) {
+      call_.c0 = input(c0, "c0", type_, c_shape());
+      call_.cn = output(cn, "cn", type_, c_shape());
     }
     call_.dropout = dropout;
     call_.seed = seed;
@@ -245,34 +320,39 @@ class Pass {
     call_.segments = segments;
     set_weights(weights, isa);
     set_lengths(lengths);
+    for (auto option : options) set_option(option.first.cast<std::string>(), py::reinterpret_borrow<py::object>(option.second));
     if (!train) return;
-    tape_.allocate(width() ? rf::tape_bytes(*table_, call_) : 0);
+    require_masks();
+    tape_.allocate(spec_.hidden_size ? rf::tape_bytes(*table_, call_) : 0);
     call_.tape = tape_.data();
   }
 
   void forward() {
-    if (!width()) return;
+    if (!spec_.hidden_size) return;
     run_interruptibly([&] { return rf::forward(*table_, call_); });
   }
 
   void backward(const py::object& grad_y, const py::object& grad_hn, const py::object& grad_cn,
                 const py::object& grad_x, const py::object& grad_h0, const py::object& grad_c0,
-                const py::sequence& grad_weights, const py::object& per_step, int threads) const {
+                const py::object& grad_weights, const py::object& per_step, int threads, double grad_clip) const {
     if (!call_.tape) throw py::value_error("this pass kept no tape");
-    const auto weights = per_cell<rf::WeightGradients>(call_.spec, grad_weights, output);
-    const auto steps_out = per_step_pointers(per_step);
+    std::vector<rf::WeightGradients> weights;
+    if (!grad_weights.is_none())
+      weights = per_cell<rf::WeightGradients>(spec_, grad_weights.cast<py::sequence>(), output);
+    auto steps_out = per_step_pointers(per_step);
     rf::Backward back;
     back.pass = &call_;
-    back.grad_y = view<const void>(grad_y, "grad_y", type_, {steps(), batch(), width()});
-    back.grad_hn = input(grad_hn, "grad_hn", type_, state());
-    back.grad_cn = input(grad_cn, "grad_cn", type_, state());
-    back.grad_x = view<void>(grad_x, "grad_x", type_, {steps(), batch(), call_.spec.input_size});
-    back.grad_h0 = output(grad_h0, "grad_h0", type_, state());
-    back.grad_c0 = output(grad_c0, "grad_c0", type_, state());
-    back.grad_weights = weights.data();
+    back.grad_y = view<const void>(grad_y, "grad_y", type_, {steps(), batch(), output_width()});
+    back.grad_hn = input(grad_hn, "grad_hn", type_, h_shape());
+    back.grad_cn = input(grad_cn, "grad_cn", type_, c_shape());
+    back.grad_x = view<void>(grad_x, "grad_x", type_, {steps(), batch(), spec_.input_size});
+    back.grad_h0 = output(grad_h0, "grad_h0", type_, h_shape());
+    back.grad_c0 = output(grad_c0, "grad_c0", type_, c_shape());
+    back.grad_weights = weights.empty() ? nullptr : weights.data();
     back.per_step = steps_out.empty() ? nullptr : steps_out.data();
+    back.grad_clip = grad_clip;
     back.threads = threads_or_default(threads);
-    if (!width()) return;
+    if (!spec_.hidden_size) return;
     back.interrupted = ask_python;
     run_interruptibly([&] { return rf::backward(*table_, back); });
   }
@@ -282,19 +362,29 @@ class Pass {
  private:
   int64_t steps() const { return call_.steps; }
   int64_t batch() const { return call_.batch; }
-  int64_t width() const { return call_.spec.num_directions * call_.spec.hidden_size; }
-  int64_t cells() const { return call_.spec.num_layers * call_.spec.num_directions; }
-  Shape state() const { return {cells(), batch(), call_.spec.hidden_size}; }
+  int64_t top() const { return spec_.num_layers - 1; }
+  int64_t output_width() const { return spec_.num_directions * rf::outputs_of(spec_, top()); }
+  int64_t cells() const { return spec_.num_layers * spec_.num_directions; }
+
+  // [L*D, B, size], or the elements of all layers where they differ.
+  Shape state_shape(int64_t size, int64_t (*size_of)(const rf::Spec&, int64_t)) const {
+    if (!spec_.hidden_sizes) return {cells(), batch(), size};
+    int64_t elements = 0;
+    for (int64_t l = 0; l < spec_.num_layers; ++l) elements += spec_.num_directions * batch() * size_of(spec_, l);
+    return {elements};
+  }
+  Shape h_shape() const { return state_shape(rf::outputs_of(spec_, 0), rf::outputs_of); }
+  Shape c_shape() const { return state_shape(spec_.hidden_size, rf::units_of); }
 
   void set_weights(const py::object& weights, const std::string& isa) {
     if (py::isinstance<Packed>(weights)) {
       const auto& packed = weights.cast<const Packed&>();
-      if (!same(packed.spec, call_.spec)) throw py::value_error("the weights were packed for another layer");
+      if (!same(packed.spec, spec_)) throw py::value_error("the weights were packed for another layer");
       table_ = &packed.table;
       call_.packed = packed.bytes.data();
     } else {
       table_ = &table_named(isa);
-      weights_ = per_cell<rf::Weights>(call_.spec, weights.cast<py::sequence>(), input);
+      weights_ = per_cell<rf::Weights>(spec_, weights.cast<py::sequence>(), input);
       call_.weights = weights_.data();
     }
   }
@@ -306,18 +396,74 @@ class Pass {
       if (call_.lengths[b] < 0 || call_.lengths[b] > steps()) throw py::value_error("lengths must be within 0..T");
   }
 
+  void set_option(const std::string& name, const py::object& value) {
+    const py::dtype flags = py::dtype::of<uint8_t>();
+    const int64_t units = rf::units_of(spec_, top());
+    if (name == "mask") {
+      call_.mask = static_cast<const uint8_t*>(input(value, "mask", flags, {steps(), batch()}));
+    } else if (name == "reset") {
+      call_.reset = static_cast<const uint8_t*>(input(value, "reset", flags, {steps(), batch()}));
+    } else if (name == "reset_to_initial") {
+      call_.reset_to_initial = value.cast<bool>();
+    } else if (name == "carry") {
+      call_.carry = value.cast<bool>();
+    } else if (name == "cells") {
+      call_.cells = view<void>(value, "cells", type_, {steps(), batch(), spec_.num_directions * units});
+    } else if (name == "gates") {
+      const int64_t width = spec_.num_directions * rf::gates_of(spec_.cell) * units;
+      call_.gates = view<void>(value, "gates", type_, {steps(), batch(), width});
+    } else if (!value.is_none()) {
+      set_masks(name, value.cast<py::sequence>());
+    }
+  }
+
+  // Lists of arrays: of each layer, or of each layer and direction.
+  void set_masks(const std::string& name, const py::sequence& arrays) {
+    const py::dtype flags = py::dtype::of<uint8_t>();
+    const int64_t directions = name == "input_masks" ? 1 : spec_.num_directions;
+    if (static_cast<int64_t>(arrays.size()) != spec_.num_layers * directions)
+      throw py::value_error(name + " has the wrong length");
+    pointers_.emplace_back();
+    for (int64_t n = 0; n < spec_.num_layers * directions; ++n) {
+      const int64_t layer = n / directions;
+      const py::object array = arrays[static_cast<size_t>(n)];
+      pointers_.back().push_back(
+          name == "input_masks"       ? input(array, "input_masks", type_, {batch(), rf::inputs_of(spec_, layer)})
+          : name == "recurrent_masks" ? input(array, "recurrent_masks", type_, {batch(), rf::outputs_of(spec_, layer)})
+                                      : input(array, "zoneout_masks", flags, {steps(), batch(), rf::units_of(spec_, layer)}));
+      if (!pointers_.back().back() && array.is_none() && name != "input_masks")
+        throw py::value_error(name + " has no array");
+    }
+    const void* const* all = pointers_.back().data();
+    if (name == "input_masks") call_.input_masks = all;
+    else if (name == "recurrent_masks") call_.recurrent_masks = all;
+    else if (name == "zoneout_masks_h") call_.zoneout_h_masks = reinterpret_cast<const uint8_t* const*>(all);
+    else if (name == "zoneout_masks_c") call_.zoneout_c_masks = reinterpret_cast<const uint8_t* const*>(all);
+    else throw py::type_error("unknown option: " + name);
+  }
+
+  void require_masks() const {
+    if ((spec_.zoneout_h > 0 && !call_.zoneout_h_masks) || (spec_.zoneout_c > 0 && !call_.zoneout_c_masks))
+      throw py::value_error("training with zoneout needs its masks");
+  }
+
   std::vector<void*> per_step_pointers(const py::object& per_step) const {
     std::vector<void*> pointers;
     if (per_step.is_none()) return pointers;
-    for (py::handle a : per_step.cast<py::sequence>())
-      pointers.push_back(output(a, "per_step", type_, {steps(), batch(), call_.spec.hidden_size}));
-    if (static_cast<int64_t>(pointers.size()) != cells()) throw py::value_error("per_step has the wrong length");
+    int64_t n = 0;
+    for (py::handle a : per_step.cast<py::sequence>()) {
+      const int64_t layer = std::min(n++ / spec_.num_directions, top());
+      pointers.push_back(output(a, "per_step", type_, {steps(), batch(), rf::outputs_of(spec_, layer)}));
+    }
+    if (n != cells()) throw py::value_error("per_step has the wrong length");
     return pointers;
   }
 
+  const Spec spec_;
   rf::Forward call_;
   const rf::KernelTable* table_ = nullptr;
   std::vector<rf::Weights> weights_;
+  std::deque<std::vector<const void*>> pointers_;
   rf::Memory tape_;
   py::tuple arrays_;  // keeps alive what call_ points into
   py::dtype type_;
@@ -329,29 +475,24 @@ class Pass {
 // runs the kernel.
 class Stream {
  public:
-  Stream(const rf::Spec& spec, const py::object& packed, const py::array& h, const py::object& c)
-      : objects_(py::make_tuple(packed, h, c)), type_(numpy_dtype(spec.dtype)) {
+  Stream(const Spec& spec, const py::object& packed, const py::array& h, const py::object& c)
+      : spec_(spec), objects_(py::make_tuple(packed, h, c)), type_(numpy_dtype(spec.dtype)) {
     const auto& weights = packed.cast<const Packed&>();
     if (!same(weights.spec, spec)) throw py::value_error("the weights were packed for another layer");
     if (spec.num_directions != 1) throw py::value_error("a bidirectional layer has no stream");
-    if (h.ndim() != 3) throw py::value_error("h has the wrong rank");
-    call_.spec = spec;
+    call_.spec = spec_;
     call_.steps = 1;
-    call_.batch = h.shape(1);
     call_.packed = weights.bytes.data();
-    const Shape state(spec.num_layers, batch(), spec.hidden_size);
-    call_.h0 = call_.hn = output(h, "h", type_, state);
-    if (rf::has_c(spec.cell)) {
-      call_.cn = output(c, "c", type_, state);
-      call_.c0 = call_.cn;
-    }
+    set_state(h, c);
     entry_ = &weights.table.entry[static_cast<int>(spec.cell)][static_cast<int>(spec.dtype)];
     const size_t item = static_cast<size_t>(type_.itemsize());
+    outputs_ = rf::outputs_of(spec_, spec_.num_layers - 1);
     x_copy_.allocate(static_cast<size_t>(batch() * spec.input_size) * item);
     call_.x.stride_b = spec.input_size;
-    call_.y.stride_b = spec.hidden_size;
-    work_ =
-        spec.num_layers * rf::gates_of(spec.cell) * spec.hidden_size * (spec.input_size + spec.hidden_size) * batch();
+    call_.y.stride_b = outputs_;
+    for (int64_t l = 0; l < spec_.num_layers; ++l)
+      work_ += rf::gates_of(spec.cell) * rf::units_of(spec_, l) *
+               (rf::inputs_of(spec_, l) + rf::outputs_of(spec_, l)) * batch();
     set_threads(1);
   }
 
@@ -381,6 +522,24 @@ class Stream {
   // how many there may be would cost a sixth of it. Below the second, about 20 us, the GIL is kept: giving it away
   // means waiting, up to 5 ms, behind a thread that is busy in Python.
   static constexpr int64_t worth_sharing = 1 << 15, worth_releasing = 1 << 20;
+
+  // [L, B, S] and [L, B, H]; where layers have sizes of their own, all elements in one axis.
+  void set_state(const py::array& h, const py::object& c) {
+    int64_t h_row = 0, c_row = 0;  // elements of one sequence's state
+    for (int64_t l = 0; l < spec_.num_layers; ++l) h_row += rf::outputs_of(spec_, l), c_row += rf::units_of(spec_, l);
+    if (spec_.hidden_sizes) {
+      if (h.ndim() != 1) throw py::value_error("h has the wrong rank");
+      call_.batch = h.size() / std::max<int64_t>(h_row, 1);
+    } else {
+      if (h.ndim() != 3) throw py::value_error("h has the wrong rank");
+      call_.batch = h.shape(1);
+    }
+    const int64_t layers = spec_.num_layers;
+    const Shape h_shape = spec_.hidden_sizes ? Shape(batch() * h_row) : Shape(layers, batch(), h_row / layers);
+    const Shape c_shape = spec_.hidden_sizes ? Shape(batch() * c_row) : Shape(layers, batch(), c_row / layers);
+    call_.h0 = call_.hn = output(h, "h", type_, h_shape);
+    if (rf::has_c(spec_.cell)) call_.c0 = call_.cn = output(c, "c", type_, c_shape);
+  }
 
   int64_t batch() const { return call_.batch; }
   size_t input_bytes() const { return x_copy_.size(); }
@@ -433,7 +592,7 @@ class Stream {
   }
 
   py::object new_output(int ndim) {
-    const Py_intptr_t shape[] = {batch(), call_.spec.hidden_size};
+    const Py_intptr_t shape[] = {batch(), outputs_};
     const auto& numpy = npy_api::get();
     PyObject* array = numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, py::dtype(type_).release().ptr(), ndim,
                                                   shape + (2 - ndim), nullptr, nullptr, 0, nullptr);
@@ -443,7 +602,7 @@ class Stream {
   }
 
   py::object checked_output(py::handle object, int ndim) {
-    py::array out = array_named("out", object, call_.spec.hidden_size);
+    py::array out = array_named("out", object, outputs_);
     if (out.ndim() != ndim)
       throw py::value_error("out must have as many axes as x_t (" + std::to_string(ndim) + "), got shape " +
                             py::str(out.attr("shape")).cast<std::string>());
@@ -457,7 +616,7 @@ class Stream {
   // `out` may be x_t or a part of it: the kernel reads x while it writes y.
   void avoid_overlap() {
     const char *x = static_cast<const char*>(call_.x.data), *y = static_cast<const char*>(call_.y.data);
-    const size_t y_bytes = static_cast<size_t>(batch() * call_.spec.hidden_size * type_.itemsize());
+    const size_t y_bytes = static_cast<size_t>(batch() * outputs_ * type_.itemsize());
     if (x >= y + y_bytes || y >= x + input_bytes()) return;
     std::memcpy(x_copy_.data(), x, input_bytes());
     call_.x.data = x_copy_.data();
@@ -473,7 +632,9 @@ class Stream {
     }
   }
 
+  const Spec spec_;
   rf::Forward call_;
+  int64_t outputs_ = 0;  // S of the last layer
   const rf::KernelTable::Entry* entry_ = nullptr;
   rf::Memory scratch_, x_copy_;
   int64_t work_ = 0;
@@ -549,27 +710,28 @@ py::dict config() {
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   using namespace py::literals;
 
-  py::class_<rf::Spec>(m, "Spec").def(py::init(&make_spec), "cell"_a, "activation"_a, "dtype"_a, "input_size"_a,
-                                      "hidden_size"_a, "num_layers"_a, "num_directions"_a);
+  py::class_<Spec>(m, "Spec").def(
+      py::init<const std::string&, const std::string&, int64_t, int64_t, int64_t, int64_t, const py::kwargs&>(),
+      "cell"_a, "dtype"_a, "input_size"_a, "hidden_size"_a, "num_layers"_a, "num_directions"_a);
 
   py::class_<Packed>(m, "Packed")
-      .def(py::init<const rf::Spec&, const py::sequence&, const std::string&>(), "spec"_a, "weights"_a, "isa"_a)
+      .def(py::init<const Spec&, const py::sequence&, const std::string&>(), "spec"_a, "weights"_a, "isa"_a)
       .def_property_readonly("isa", [](const Packed& p) { return p.table.isa; })
       .def_property_readonly("nbytes", [](const Packed& p) { return p.bytes.size(); });
 
   py::class_<Pass>(m, "Pass")
-      .def(py::init<const rf::Spec&, const py::object&, const py::array&, const py::array&, const py::object&,
+      .def(py::init<const Spec&, const py::object&, const py::array&, const py::array&, const py::object&,
                     const py::object&, const py::array&, const py::object&, const py::object&, double, uint64_t, bool,
-                    const std::string&, int, int64_t>(),
+                    const std::string&, int, int64_t, const py::kwargs&>(),
            "spec"_a, "weights"_a, "x"_a, "y"_a, "h0"_a, "c0"_a, "hn"_a, "cn"_a, "lengths"_a, "dropout"_a, "seed"_a,
            "train"_a, "isa"_a, "threads"_a, "segments"_a = 0)
       .def("forward", &Pass::forward)
       .def("backward", &Pass::backward, "grad_y"_a, "grad_hn"_a, "grad_cn"_a, "grad_x"_a, "grad_h0"_a, "grad_c0"_a,
-           "grad_weights"_a, "per_step"_a, "threads"_a)
+           "grad_weights"_a, "per_step"_a, "threads"_a, "grad_clip"_a = 0.0)
       .def_property_readonly("tape_nbytes", &Pass::tape_nbytes);
 
   py::class_<Stream>(m, "Stream")
-      .def(py::init<const rf::Spec&, const py::object&, const py::array&, const py::object&>(), "spec"_a, "packed"_a,
+      .def(py::init<const Spec&, const py::object&, const py::array&, const py::object&>(), "spec"_a, "packed"_a,
            "h"_a, "c"_a)
       .def("step", &Stream::step, "x"_a, "out"_a, "threads"_a);
 

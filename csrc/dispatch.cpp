@@ -70,26 +70,54 @@ int64_t elements(std::initializer_list<int64_t> sizes) {
   return std::find(sizes.begin(), sizes.end(), 0) == sizes.end() ? product / 8 : 0;
 }
 
+void check_options(const Spec& spec) {
+  for (const Activations& direction : spec.activations)
+    for (const Activation& a : {direction.gate, direction.candidate, direction.output})
+      require(static_cast<int>(a.function) >= 0 && static_cast<int>(a.function) < functions, "unknown activation");
+  require(spec.proj_size >= 0, "negative proj_size");
+  const bool lstm = spec.cell == Cell::lstm;
+  require(lstm || !(spec.proj_size || spec.peepholes || spec.coupled_gates || spec.zoneout_c != 0),
+          "proj_size, peepholes, coupled_gates and zoneout of c are for LSTM");
+  require(spec.cell == Cell::gru || spec.reset_after, "reset_after is for GRU");
+  require(!spec.layer_norm, "layer_norm is not there yet");
+  require(!spec.proj_size || !(spec.hidden_sizes || spec.zoneout_h != 0 || spec.zoneout_c != 0),
+          "proj_size goes with neither hidden_sizes nor zoneout");
+  require(spec.clip >= 0, "negative clip");
+  require(spec.zoneout_h >= 0 && spec.zoneout_h <= 1 && spec.zoneout_c >= 0 && spec.zoneout_c <= 1,
+          "zoneout is not in [0, 1]");
+}
+
 void check(const Spec& spec) {
   const int cell = static_cast<int>(spec.cell), dtype = static_cast<int>(spec.dtype);
   require(cell >= 0 && cell < cells, "unknown cell");
   require(dtype >= 0 && dtype < dtypes, "unknown dtype");
-  require(spec.activation == Activation::tanh || spec.activation == Activation::relu, "unknown activation");
   require(spec.input_size >= 0 && spec.hidden_size >= 0, "negative input_size or hidden_size");
   require(spec.num_layers >= 1, "num_layers is not positive");
   require(spec.num_directions == 1 || spec.num_directions == 2, "num_directions is neither 1 nor 2");
+  for (int64_t l = 0; spec.hidden_sizes && l < spec.num_layers; ++l)
+    require(spec.hidden_sizes[l] > 0 && spec.hidden_sizes[l] <= spec.hidden_size,
+            "a size is not positive, or larger than hidden_size", l);
+  check_options(spec);
+  const int64_t widest = std::max(spec.hidden_size, spec.proj_size);
   elements({spec.num_layers, spec.num_directions, 4, spec.hidden_size, spec.input_size});
-  elements({spec.num_layers, spec.num_directions, 4, spec.hidden_size, spec.num_directions, spec.hidden_size});
+  elements({spec.num_layers, spec.num_directions, 4, spec.hidden_size, spec.num_directions, widest});
+}
+
+// All that a layer and direction has to have; a bias may be missing.
+template <class Void> void check_parameters(const Spec& spec, const Parameters<Void>* all, const char* missing) {
+  for (int64_t i = 0; i < spec.num_layers * spec.num_directions; ++i) {
+    const int64_t layer = i / spec.num_directions, units = units_of(spec, layer), outputs = outputs_of(spec, layer);
+    const Parameters<Void>& p = all[i];
+    require(p.weight_ih || !(units && inputs_of(spec, layer)), missing, i);
+    require(p.weight_hh || !(units && outputs), missing, i);
+    require(p.weight_hr || !(units && spec.proj_size), missing, i);
+    require(p.weight_ch || !(units && spec.peepholes), missing, i);
+  }
 }
 
 void check(const Spec& spec, const Weights* weights) {
   require(weights, "weights are null");
-  for (int64_t i = 0; i < spec.num_layers * spec.num_directions; ++i) {
-    const int64_t inputs = i < spec.num_directions ? spec.input_size : spec.num_directions * spec.hidden_size;
-    const int64_t rows = gates_of(spec.cell) * spec.hidden_size;
-    require(weights[i].weight_ih || !(rows && inputs), "weight_ih is null", i);
-    require(weights[i].weight_hh || !rows, "weight_hh is null", i);
-  }
+  check_parameters(spec, weights, "a weight is null");
 }
 
 // Sizes and lengths: what the sizes of a tape and of scratch memory depend on.
@@ -97,13 +125,18 @@ void check_shape(const Forward& pass) {
   const Spec& spec = pass.spec;
   check(spec);
   require(pass.steps >= 0 && pass.batch >= 0, "negative steps or batch");
-  const int64_t width = std::max({spec.input_size, 4 * spec.hidden_size, spec.num_directions * spec.hidden_size});
+  const int64_t widest = std::max(spec.hidden_size, spec.proj_size);
+  const int64_t width = std::max({spec.input_size, 4 * spec.hidden_size, spec.num_directions * widest});
   elements({pass.steps, pass.batch, width});
-  elements({spec.num_layers, spec.num_directions, pass.batch, spec.hidden_size});
+  elements({spec.num_layers, spec.num_directions, pass.batch, widest});
   // The tape: at most 5 values a unit, of which there are whole vectors.
-  elements({spec.num_layers, spec.num_directions, pass.steps, pass.batch, 5, spec.hidden_size + 16});
+  elements({spec.num_layers, spec.num_directions, pass.steps, pass.batch, 5, widest + 16});
   require(pass.segments >= 0, "negative segments");
-  require(!pass.lengths || pass.batch <= INT32_MAX, "with lengths, batch must fit 32 bits");
+  require(pass.segments == 0 || (spec.reset_after && !pass.recurrent_masks),
+          "segments go with neither the reset gate before the product nor recurrent masks");
+  const bool irregular = pass.lengths || pass.mask || pass.reset;
+  require(!irregular || pass.batch <= INT32_MAX, "with lengths, mask or reset, batch must fit 32 bits");
+  require(!(pass.lengths && pass.mask), "lengths and mask exclude each other");
   for (int64_t b = 0; pass.lengths && b < pass.batch; ++b) {
     require(pass.lengths[b] >= 0 && pass.lengths[b] <= pass.steps, "a length is not in [0, steps]", b);
   }
@@ -121,6 +154,7 @@ void check(const Forward& pass) {
   const bool has_state = elements({pass.batch, spec.hidden_size}) > 0;
   require(pass.hn || !has_state, "hn is null");
   require(pass.cn || !has_state || !has_c(spec.cell), "cn is null");
+  require(!pass.cells.data || has_c(spec.cell), "only an LSTM has cells");
   require(pass.dropout >= 0 && pass.dropout <= 1, "dropout is not in [0, 1]");
   require(pass.threads != 0, "threads is 0");
 }
@@ -132,11 +166,10 @@ void check(const Backward& call) {
   check(call.pass->spec, call.pass->weights);
   require(call.threads != 0, "threads is 0");
   const Spec& spec = call.pass->spec;
-  for (int64_t i = 0; call.grad_weights && i < spec.num_layers * spec.num_directions; ++i) {
-    require(call.grad_weights[i].weight_ih || !spec.hidden_size || !spec.input_size, "gradient weight_ih is null", i);
-    require(call.grad_weights[i].weight_hh || !spec.hidden_size, "gradient weight_hh is null", i);
+  if (!call.grad_weights) return;
+  check_parameters(spec, call.grad_weights, "a weight's gradient is null");
+  for (int64_t i = 0; i < spec.num_layers * spec.num_directions; ++i)
     require(!call.grad_weights[i].bias_ih == !call.grad_weights[i].bias_hh, "one of two bias gradients is null", i);
-  }
 }
 
 // Memory for one call, aligned to 64 bytes. A step of a stream needs little and takes it from the stack.

@@ -4,9 +4,10 @@
 // run by the functions at the end of this file. The caller owns all memory that is named here.
 //
 // Letters, here and everywhere:
-//   T steps, B batch, I input size, H hidden size, G gates, L layers, D directions
-//   I_l = I for layer 0, D * H above it
+//   T steps, B batch, I input size, H hidden size, S size of h (H, or proj_size), G gates, L layers, D directions
+//   I_l = I for layer 0, D * S above it
 // Weights have PyTorch's shapes and gate order (LSTM i f g o, GRU r z n); layer l, direction d is number l * D + d.
+// Where layers have sizes of their own, a state's [L*D, B, H] is the blocks [D, B, H_l] of the layers one after another.
 #pragma once
 
 #include <cstddef>
@@ -16,7 +17,33 @@ namespace rnnfast {
 
 enum class Cell : int { rnn, lstm, gru };
 enum class Dtype : int { float32, float64 };
-enum class Activation : int { tanh, relu };  // of the RNN cell
+
+// The activations of ONNX's recurrent operators, with their alpha and beta.
+enum class Function : int {
+  standard,  // what the cell has in the paper that introduced it: sigmoid of gates, else tanh
+  tanh,
+  sigmoid,
+  relu,
+  affine,            // alpha x + beta
+  leaky_relu,        // x, alpha x below 0
+  thresholded_relu,  // x above alpha, else 0
+  scaled_tanh,       // alpha tanh(beta x)
+  hard_sigmoid,      // alpha x + beta within [0, 1]
+  elu,               // x, alpha (exp(x) - 1) below 0
+  softsign,          // x / (1 + |x|)
+  softplus,          // log(1 + exp(x))
+};
+constexpr int functions = 12;
+
+struct Activation {
+  Function function = Function::standard;
+  double alpha = 0, beta = 0;
+};
+
+// Of the gates, of the candidate, and of c on its way to h. RNN has the first only, GRU the first two.
+struct Activations {
+  Activation gate, candidate, output;
+};
 
 constexpr int cells = 3;
 
@@ -28,28 +55,50 @@ constexpr int dtypes = 2;
 
 struct Spec {
   Cell cell = Cell::rnn;
-  Activation activation = Activation::tanh;
   Dtype dtype = Dtype::float32;
   int64_t input_size = 0;
   int64_t hidden_size = 0;
   int64_t num_layers = 1;
   int64_t num_directions = 1;
+  const int64_t* hidden_sizes = nullptr;  // [L], where layers have sizes of their own; hidden_size is then the largest
+  int64_t proj_size = 0;                  // > 0, LSTM: h = weight_hr (o * tanh(c)), of that size
+  bool reset_after = true;                // GRU: the reset gate acts on U h (cuDNN, PyTorch); false: on h
+  bool peepholes = false;                 // LSTM: i and f see the c before, o the new one
+  bool coupled_gates = false;             // LSTM: f = 1 - i
+  bool layer_norm = false;                // LSTM, and GRU with reset_after
+  double clip = 0;                        // > 0: bounds the input of every activation to [-clip, clip]
+  double zoneout_h = 0, zoneout_c = 0;    // probability that a unit keeps its value; without a tape, its share
+  Activations activations[2];             // [D]
 };
+
+static inline int64_t units_of(const Spec& spec, int64_t layer) {
+  return spec.hidden_sizes ? spec.hidden_sizes[layer] : spec.hidden_size;
+}
+// S
+static inline int64_t outputs_of(const Spec& spec, int64_t layer) {
+  return spec.proj_size ? spec.proj_size : units_of(spec, layer);
+}
+// I_l
+static inline int64_t inputs_of(const Spec& spec, int64_t layer) {
+  return layer ? spec.num_directions * outputs_of(spec, layer - 1) : spec.input_size;
+}
 
 // One layer and direction. A null bias is a bias of zeros.
-struct Weights {
-  const void* weight_ih = nullptr;  // [G*H, I_l]
-  const void* weight_hh = nullptr;  // [G*H, H]
-  const void* bias_ih = nullptr;    // [G*H]
-  const void* bias_hh = nullptr;    // [G*H]
+template <class Void> struct Parameters {
+  Void* weight_ih = nullptr;  // [G*H, I_l]
+  Void* weight_hh = nullptr;  // [G*H, S]
+  Void* bias_ih = nullptr;    // [G*H], or null with bias_hh
+  Void* bias_hh = nullptr;    // [G*H]
+  Void* weight_hr = nullptr;  // [S, H], with proj_size
+  Void* weight_ch = nullptr;  // [3, H], with peepholes: of i, f, o
+  // With layer_norm: the scales of W x and of U h, [G*H]; scale and shift of c on its way to h, [H], LSTM only.
+  Void* weight_ln_ih = nullptr;
+  Void* weight_ln_hh = nullptr;
+  Void* weight_ln_c = nullptr;
+  Void* bias_ln_c = nullptr;
 };
-
-struct WeightGradients {
-  void* weight_ih = nullptr;  // [G*H, I_l]
-  void* weight_hh = nullptr;  // [G*H, H]
-  void* bias_ih = nullptr;    // [G*H], or null with bias_hh
-  void* bias_hh = nullptr;    // [G*H]
-};
+using Weights = Parameters<const void>;
+using WeightGradients = Parameters<void>;
 
 // A [T, B, features] array. Strides are in elements; features are contiguous.
 template <class Void> struct View {
@@ -65,36 +114,47 @@ struct Forward {
   int64_t steps = 0;                 // T
   int64_t batch = 0;                 // B
   const int64_t* lengths = nullptr;  // [B], 0 <= lengths[b] <= T; null: all T
+  const uint8_t* mask = nullptr;     // [T, B], instead of lengths: whether the row takes part in the step
+  const uint8_t* reset = nullptr;    // [T, B]: whether the state starts anew between step t - 1 and step t: from zeros,
+  bool reset_to_initial = false;     // or from h0 and c0
+  bool carry = false;  // rows of y that take no part in a step repeat the output before, in the direction of the scan
   const Weights* weights = nullptr;  // [L*D]; forward does not read them where `packed` is given
   const void* packed = nullptr;      // made by pack() with the same instruction set, or null: packed in the call
   Input x;                           // [T, B, I]
-  Output y;                          // [T, B, D*H]; rows beyond a length are left alone: zero them first
-  const void* h0 = nullptr;          // [L*D, B, H]; null: zeros
+  Output y;                          // [T, B, D*S]; rows that take no part are left alone: zero them first
+  const void* h0 = nullptr;          // [L*D, B, S]; null: zeros
   const void* c0 = nullptr;          // [L*D, B, H], LSTM only; null: zeros
-  void* hn = nullptr;                // [L*D, B, H]; may be h0
+  void* hn = nullptr;                // [L*D, B, S]; may be h0
   void* cn = nullptr;                // [L*D, B, H], LSTM only; may be c0
   void* tape = nullptr;              // tape_bytes() bytes, aligned to 64; null: inference, nothing is kept
   int64_t segments = 0;              // > 0: the tape keeps only the boundaries of so many segments of the steps, and
                                      // backward computes the rest again; 0: it keeps everything
   double dropout = 0.0;              // probability between layers; applied only with a tape
-  uint64_t seed = 0;                 // of the dropout masks
+  uint64_t seed = 0;                 // of these masks
+  const void* const* input_masks = nullptr;        // [L] arrays [B, I_l]: factors of x at every step; an array may be null
+  const void* const* recurrent_masks = nullptr;    // [L*D] arrays [B, S]: factors of the h that enters U
+  const uint8_t* const* zoneout_h_masks = nullptr;  // [L*D] arrays [T, B, H]: 1 where h keeps its value; null: no zoneout
+  const uint8_t* const* zoneout_c_masks = nullptr;  // the same for c
+  Output cells;  // [T, B, D*H]: c of the last layer, LSTM only; rows that take no part are left alone
+  Output gates;  // [T, B, D*G*H]: its gates, behind their activations
   int threads = 1;                   // at most; small work takes fewer. Negative: exactly so many (for tests)
   bool (*interrupted)() = nullptr;   // asked now and then by the calling thread: whether to give up
 };
 
 // The gradients of a loss. `pass` is the forward call, unchanged: same weights, x, y, h0, c0, tape.
 // Null inputs are zeros, null outputs are not computed. Every output is overwritten, but rows of grad_x and per_step
-// beyond a length are left alone: zero them first.
+// that take no part are left alone: zero them first.
 struct Backward {
   const Forward* pass = nullptr;
-  Input grad_y;                                   // [T, B, D*H]
-  const void* grad_hn = nullptr;                  // [L*D, B, H]
+  Input grad_y;                                   // [T, B, D*S]
+  const void* grad_hn = nullptr;                  // [L*D, B, S]
   const void* grad_cn = nullptr;                  // [L*D, B, H]
   Output grad_x;                                  // [T, B, I]
-  void* grad_h0 = nullptr;                        // [L*D, B, H]
+  void* grad_h0 = nullptr;                        // [L*D, B, S]
   void* grad_c0 = nullptr;                        // [L*D, B, H]
   const WeightGradients* grad_weights = nullptr;  // [L*D]
-  void* const* per_step = nullptr;                // [L*D] arrays [T, B, H]: d loss / d h_t
+  void* const* per_step = nullptr;                // [L*D] arrays [T, B, S]: d loss / d h_t
+  double grad_clip = 0;                           // > 0: bounds d loss / d h_t at every step
   int threads = 1;                                // as in Forward
   bool (*interrupted)() = nullptr;                // as in Forward
 };
@@ -114,8 +174,8 @@ struct KernelTable {
   int vector_bytes;
   Entry entry[cells][dtypes];
   // The elementary functions, for measuring their error: y[j] = f(x[j]).
-  enum Function { exp, expm1, sigmoid, tanh, functions };
-  void (*apply[functions][dtypes])(const void* x, void* y, int64_t n);
+  enum Elementary { exp, expm1, sigmoid, tanh, elementary_functions };
+  void (*apply[elementary_functions][dtypes])(const void* x, void* y, int64_t n);
   // Work at the machine's limits, see kernel/roofline.h.
   double (*fma_rounds[dtypes])(int64_t n, double* sink);
   void (*read_rounds)(const void* data, int64_t bytes, int64_t n, double* sink);

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "layout.h"
+#include "options.h"
 #include "plan.h"
 
 namespace rnnfast {
@@ -15,63 +16,122 @@ namespace {
 
 // One layer and direction as the time loop sees it.
 template <class T> struct BackwardLayer {
-  int64_t inputs, units;
-  bool reverse;
+  Sizes n;
+  bool reverse, relu, top;
   Rows<const T> x, y;    // what the forward pass read and wrote
-  const T *h0, *c0;      // [B, H] or null
+  const T *h0, *c0;      // [B, S] and [B, H], or null
   const T* saved;        // [panel][row][saved][lane]: of all rows, or of those of the segment
   Range numbers;         // the rows that `saved` has
   const T* c_start;      // [panel][B][lane]: c before the segment; null: c0
   Rows<const T> d_y;     // data null: zeros
-  const T *d_hn, *d_cn;  // [B, H] or null
+  const T *d_hn, *d_cn;  // [B, S] and [B, H], or null
   Rows<T> d_x;           // data null: not wanted
-  T *d_h0, *d_c0;        // [B, H] or null
+  T *d_h0, *d_c0;        // [B, S] and [B, H], or null
   const Weights* weights;
   const WeightGradients* gradients;  // null: not wanted
-  T* per_step;                       // [T, B, H] or null
+  T* per_step;                       // [T, B, S] or null
+  Options<T> options;
+  bool plain;  // nothing but the cell happens to a row
 };
 
-// Scratch of one direction, used by layer after layer.
+// Scratch of one direction, sized for the largest layer and used by layer after layer.
 template <class C, class T> struct BackwardScratch {
   static constexpr int64_t width = lanes<T>;
-  static constexpr int height = full_rows<C::gates>;  // inputs side by side in a tile of the weight gradients
-  T *w, *u;                                           // transposed weights: [panel of inputs][unit][gate][lane]
-  T *d_w, *d_u;                                       // [panel][k][gate][lane]
-  T* d_bias;                                          // [panel][column][lane]
-  T* d_h;                                             // [B][panel][lane]
-  T* d_c;                                             // [panel][B][lane]
-  T* da;                                              // [panel][row of the block][column][lane]
-  T *x, *h_prev;                                      // [tile of inputs][row of the block][height]
-  T* zeros;                                           // [H]
+  T *w = nullptr, *u = nullptr;       // transposed weights: [panel of inputs][unit][gate][lane]; u as in Packed where it is split
+  T* hr = nullptr;          // [panel of H][unit of S][lane]
+  T* peepholes = nullptr;   // [panel][3][lane]
+  T *d_w = nullptr, *d_u = nullptr;   // [panel][k][gate][lane]; d_u split like u
+  T* d_hr = nullptr;        // [panel of S][k < H][lane]
+  T* d_bias = nullptr;      // [panel][column][lane]
+  T* d_peephole = nullptr;  // [panel][3][lane]
+  T* d_h = nullptr;         // [B][panel of S][lane]
+  T* d_c = nullptr;         // [panel][B][lane]
+  T *d_h0 = nullptr, *d_c0 = nullptr;     // the same: what resets to the initial state give it
+  T* d_operand = nullptr;       // [B][panel of S][lane]: by what entered U
+  T* d_reset = nullptr;         // [B][panel][lane]: by r * h
+  T* d_unprojected = nullptr;   // [B][panel][lane]: by o * tanh(c)
+  T* da = nullptr;              // [panel][row of the block][column][lane]
+  T* d_output = nullptr;        // [panel of S][row of the block][lane]: by h, before the projection
+  T* d_peephole_row = nullptr;  // [panel][row of the block][3][lane]
+  T *x = nullptr, *h_prev = nullptr;      // [tile of inputs][row of the block][height of the tile]
+  T *reset_h = nullptr, *m = nullptr;     // the same for the operands r * h of U_n, and o * tanh(c) of W_hr
+  T* line = nullptr;            // for each thread, a row of the operand that is being packed
+  T* zeros = nullptr;           // [max(S, H)]
   struct Row {
     int64_t t, b, number;
   };
-  Row* rows;             // of the block, in the order of processing
+  Row* rows = nullptr;             // of the block, in the order of processing
+  char* packed = nullptr;          // memory for `weights`
   Packed<C, T> weights;  // to compute a segment again
-  T* saved;              // of a segment
-  const T **x_rows, **h_rows;
+  T* saved = nullptr;              // of a segment
+  const T **x_rows = nullptr, **h_rows = nullptr;
 
   BackwardScratch() = default;
-  BackwardScratch(Arena& arena, int64_t inputs, int64_t units, int64_t batch, int64_t block_rows, bool rebuilds,
-                  int64_t segment_rows) {
-    const int64_t panels = panels_of<T>(units), gates = C::gates;
-    w = arena.take<T>(panels_of<T>(inputs) * units * gates * width);
-    u = arena.take<T>(panels * units * gates * width);
-    d_w = arena.take<T>(panels * inputs * gates * width);
-    d_u = arena.take<T>(panels * units * gates * width);
-    d_bias = arena.take<T>(panels * C::columns * width);
-    d_h = arena.take<T>(panels * batch * width);
-    d_c = arena.take<T>(C::has_c ? panels * batch * width : 0);
-    da = arena.take<T>(panels * block_rows * C::columns * width);
-    x = arena.take<T>(ceil_div(inputs, height) * height * block_rows);
-    h_prev = arena.take<T>(ceil_div(units, height) * height * block_rows);
-    zeros = arena.take<T>(units);
+  BackwardScratch(Arena& arena, const Forward& pass, int64_t block_rows, bool rebuilds, int64_t threads) {
+    const Spec& spec = pass.spec;
+    const Sizes n = largest_sizes<T>(spec);
+    const int64_t gates = C::gates, batch = pass.batch;
+    w = arena.take<T>(panels_of<T>(n.inputs) * n.units * gates * width);
+    u = arena.take<T>(n.output_panels * n.units * gates * width);
+    d_w = arena.take<T>(n.panels * n.inputs * gates * width);
+    d_u = arena.take<T>(n.panels * n.outputs * gates * width);
+    d_bias = arena.take<T>(n.panels * C::columns * width);
+    d_h = arena.take<T>(n.output_panels * batch * width);
+    d_c = arena.take<T>(C::has_c ? n.panels * batch * width : 0);
+    da = arena.take<T>(n.panels * block_rows * C::columns * width);
+    x = take_operand<full_rows<C::gates>>(arena, n.inputs, block_rows);
+    h_prev = take_operand<full_rows<C::gates>>(arena, n.outputs, block_rows);
+    zeros = arena.take<T>(max(n.outputs, n.units));
     rows = arena.take<Row>(block_rows);
+    take_options(arena, pass, n, block_rows, threads);
     if (!rebuilds) return;
-    weights = Packed<C, T>(arena, inputs, units);
-    saved = arena.take<T>(panels * segment_rows * C::saved * width);
+    packed = arena.take<char>(packed_bytes(spec));
+    const int64_t segment_rows = segment_steps(pass) * batch;
+    saved = arena.take<T>(n.panels * segment_rows * saved_values<C>(spec) * width);
     x_rows = arena.take<const T*>(segment_rows);
     h_rows = arena.take<const T*>(segment_rows);
+  }
+
+ private:
+  template <int Height> static T* take_operand(Arena& arena, int64_t size, int64_t block_rows) {
+    return arena.take<T>(ceil_div(size, Height) * Height * block_rows);
+  }
+
+  void take_options(Arena& arena, const Forward& pass, const Sizes& n, int64_t block_rows, int64_t threads) {
+    const Spec& spec = pass.spec;
+    const int64_t batch = pass.batch, outputs = n.output_panels * width, units = n.panels * width;
+    const bool splits = resets_before(spec), restarts = pass.reset && pass.reset_to_initial;
+    d_h0 = arena.take<T>(restarts ? batch * outputs : 0);
+    d_c0 = arena.take<T>(restarts && C::has_c ? batch * units : 0);
+    d_operand = arena.take<T>(splits || pass.recurrent_masks ? batch * outputs : 0);
+    line = arena.take<T>(threads * max(outputs, units));
+    if (splits) {
+      d_reset = arena.take<T>(batch * units);
+      reset_h = take_operand<full_rows<1>>(arena, n.units, block_rows);
+      h_prev = take_operand<full_rows<2>>(arena, n.units, block_rows);
+    }
+    if (spec.peepholes) {
+      peepholes = arena.take<T>(3 * units);
+      d_peephole = arena.take<T>(3 * units);
+      d_peephole_row = arena.take<T>(block_rows * 3 * units);
+    }
+    if (spec.proj_size) {
+      hr = arena.take<T>(units * n.outputs);
+      d_hr = arena.take<T>(outputs * n.units);
+      d_unprojected = arena.take<T>(batch * units);
+      d_output = arena.take<T>(block_rows * outputs);
+      m = take_operand<full_rows<1>>(arena, n.units, block_rows);
+    }
+  }
+
+  static int64_t packed_bytes(const Spec& spec) {
+    int64_t most = 0;
+    for (int64_t l = 0; l < spec.num_layers; ++l) {
+      Arena arena(nullptr);
+      Packed<C, T>(arena, spec, sizes_of<T>(spec, l));
+      most = max(most, static_cast<int64_t>(arena.used()));
+    }
+    return most;
   }
 };
 
@@ -85,23 +145,26 @@ template <class C, class T> class BackwardPass {
         schedule_(arena_, pass_),
         tape_(pass_, schedule_.total()),
         interrupt_(call.interrupted) {
-    const int64_t units = spec_.hidden_size, directions = spec_.num_directions, widest = widest_input(spec_);
-    panels_ = panels_of<T>(units);
-    const int64_t products = 2 * C::gates * units * (spec_.input_size + units) * pass_.batch * directions;
+    const int64_t directions = spec_.num_directions, sequence_rows = pass_.steps * pass_.batch;
+    const Sizes most = largest_sizes<T>(spec_);
+    const int64_t products = 2 * C::gates * most.units * (spec_.input_size + most.outputs) * pass_.batch * directions;
     threads_ = useful_threads(call.threads, products, pass_.steps * spec_.num_layers);
-    extent_ = {pass_.steps, pass_.batch, panels_, panels_ * C::gates * width * static_cast<int64_t>(sizeof(T))};
     block_ = min(backward_block(pass_.batch), max(1, pass_.steps));
     block_rows_ = block_ * pass_.batch;
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
     out_rows_ = arena_.template take<T*>(threads_ * block_rows_);
-    const int64_t segment_rows = segment_steps(pass_) * pass_.batch;
     for (int64_t d = 0; d < directions; ++d)
-      scratch_[d] = Scratch(arena_, widest, units, pass_.batch, block_rows_, rebuilds(), segment_rows);
+      scratch_[d] = Scratch(arena_, pass_, block_rows_, rebuilds(), threads_);
     if (directions == 2 && (spec_.num_layers > 1 || call.grad_x.data))
-      d_x_reverse_ = arena_.template take<T>(pass_.steps * pass_.batch * widest);
-    const int64_t output = pass_.steps * pass_.batch * directions * units;
-    for (int64_t l = 1; l < min(spec_.num_layers, 3); ++l) d_between_[l % 2] = arena_.template take<T>(output);
-    if (drops()) dropped_ = arena_.template take<T>(output);
+      d_x_reverse_ = arena_.template take<T>(sequence_rows * most.inputs);
+    int64_t between = 0, masked = 0;
+    for (int64_t l = 0; l < spec_.num_layers; ++l) {
+      if (l > 0) between = max(between, inputs_of(spec_, l));
+      if (has_input_masks(pass_, l)) masked = max(masked, inputs_of(spec_, l));
+    }
+    for (int64_t l = 1; l < min(spec_.num_layers, 3); ++l)
+      d_between_[l % 2] = arena_.template take<T>(sequence_rows * between);
+    if (masked) masked_ = arena_.template take<T>(sequence_rows * masked);
   }
 
   size_t scratch_bytes() const { return arena_.used(); }
@@ -117,12 +180,9 @@ template <class C, class T> class BackwardPass {
 
  private:
   static constexpr int64_t width = lanes<T>;
-  static constexpr int height = full_rows<C::gates>;
   using V = vec<T>;
   using Layer = BackwardLayer<T>;
   using Scratch = BackwardScratch<C, T>;
-
-  bool drops() const { return pass_.dropout > 0 && spec_.num_layers > 1; }
 
   // --- layers, from the top ---
 
@@ -131,8 +191,8 @@ template <class C, class T> class BackwardPass {
     const Team team = make_team(meetings_, id, count, spec_.num_directions);
     for (int64_t l = spec_.num_layers - 1; l >= 0; --l) {
       const Range steps = share(pass_.steps, id, count);
-      if (drops() && l > 0) {
-        apply_dropout(pass_, schedule_, l - 1, read_only(tape_.output(l - 1)), dropped(), steps);
+      if (has_input_masks(pass_, l)) {
+        apply_input_masks(pass_, schedule_, l, input(l), masked(l), steps);
         meetings_->barrier.wait(count);
       }
       for (int64_t d = team.directions.first; d < team.directions.last; ++d)
@@ -140,18 +200,18 @@ template <class C, class T> class BackwardPass {
       meetings_->barrier.wait(count);
       if (!d_input(l).data) continue;
       if (spec_.num_directions == 2) add_reverse(l, steps);
-      if (drops() && l > 0) apply_dropout(pass_, schedule_, l - 1, read_only(d_input(l)), d_input(l), steps);
+      if (has_input_masks(pass_, l)) apply_input_masks(pass_, schedule_, l, read_only(d_input(l)), d_input(l), steps);
       meetings_->barrier.wait(count);
     }
   }
 
-  int64_t output_features() const { return spec_.num_directions * spec_.hidden_size; }
-  Rows<T> dropped() const { return contiguous(dropped_, pass_.batch, output_features()); }
+  Rows<const T> input(int64_t l) const { return l == 0 ? rows_of<T>(pass_.x) : read_only(tape_.output(l - 1)); }
+  Rows<T> masked(int64_t l) const { return contiguous(masked_, pass_.batch, inputs_of(spec_, l)); }
 
   // The gradient by the input of layer l, which is the gradient by the output of the layer below.
   Rows<T> d_input(int64_t l) const {
     if (l == 0) return rows_of<T>(call_.grad_x);
-    return contiguous(d_between_[l % 2], pass_.batch, output_features());
+    return contiguous(d_between_[l % 2], pass_.batch, inputs_of(spec_, l));
   }
 
   Rows<T> d_input(int64_t l, int64_t d) const {
@@ -172,30 +232,32 @@ template <class C, class T> class BackwardPass {
   }
 
   Layer make_layer(int64_t l, int64_t d) const {
-    const int64_t number = l * spec_.num_directions + d, units = spec_.hidden_size;
-    const bool top = l + 1 == spec_.num_layers;
+    const int64_t number = l * spec_.num_directions + d;
     Layer layer;
-    layer.inputs = inputs_of(spec_, l);
-    layer.units = units;
+    layer.n = sizes_of<T>(spec_, l);
     layer.reverse = d == 1;
-    layer.x = l == 0 ? rows_of<T>(pass_.x) : read_only(drops() ? dropped() : tape_.output(l - 1));
-    layer.y = read_only(top ? rows_of<T>(pass_.y) : tape_.output(l));
-    layer.y.data += d * units;
-    layer.h0 = state_of<T>(pass_.h0, pass_, number);
-    layer.c0 = state_of<T>(pass_.c0, pass_, number);
+    layer.relu = spec_.activations[d].gate.function == Function::relu;
+    layer.top = l + 1 == spec_.num_layers;
+    layer.x = has_input_masks(pass_, l) ? read_only(masked(l)) : input(l);
+    layer.y = read_only(layer.top ? rows_of<T>(pass_.y) : tape_.output(l));
+    layer.y.data += d * layer.n.outputs;
+    layer.h0 = state_of<T>(pass_.h0, pass_, l, d, outputs_of);
+    layer.c0 = state_of<T>(pass_.c0, pass_, l, d, units_of);
     layer.saved = tape_.saved(l, d);
     layer.numbers = {0, schedule_.total()};
     layer.c_start = nullptr;
-    layer.d_y = top ? rows_of<T>(call_.grad_y) : read_only(d_input(l + 1));
-    if (layer.d_y.data) layer.d_y.data += d * units;
-    layer.d_hn = state_of<T>(call_.grad_hn, pass_, number);
-    layer.d_cn = state_of<T>(call_.grad_cn, pass_, number);
+    layer.d_y = layer.top ? rows_of<T>(call_.grad_y) : read_only(d_input(l + 1));
+    if (layer.d_y.data) layer.d_y.data += d * layer.n.outputs;
+    layer.d_hn = state_of<T>(call_.grad_hn, pass_, l, d, outputs_of);
+    layer.d_cn = state_of<T>(call_.grad_cn, pass_, l, d, units_of);
     layer.d_x = d_input(l, d);
-    layer.d_h0 = state_of<T>(call_.grad_h0, pass_, number);
-    layer.d_c0 = state_of<T>(call_.grad_c0, pass_, number);
+    layer.d_h0 = state_of<T>(call_.grad_h0, pass_, l, d, outputs_of);
+    layer.d_c0 = state_of<T>(call_.grad_c0, pass_, l, d, units_of);
     layer.weights = pass_.weights + number;
     layer.gradients = call_.grad_weights ? call_.grad_weights + number : nullptr;
     layer.per_step = call_.per_step ? static_cast<T*>(call_.per_step[number]) : nullptr;
+    layer.options = Options<T>(pass_, l, d, saved_values<C>(spec_));
+    layer.plain = !layer.options.general && !spec_.proj_size && !(pass_.carry && layer.top) && !(call_.grad_clip > 0);
     return layer;
   }
 
@@ -203,10 +265,15 @@ template <class C, class T> class BackwardPass {
 
   void run_layer(Layer layer, int64_t l, int64_t d, const Team& team, int id) {
     Scratch scratch = scratch_[d];
-    scratch.weights.inputs = layer.inputs;  // its memory is for the widest
+    scratch.line += id * max(layer.n.output_panels, layer.n.panels) * width;
+    if (rebuilds()) {
+      Arena packed(scratch.packed);
+      scratch.weights = Packed<C, T>(packed, spec_, layer.n);
+    }
     T** out_rows = out_rows_ + id * block_rows_;
-    const int64_t weight_bytes = extent_.row_bytes * layer.units;
-    const Part part = make_part(team, extent_, weight_bytes, full_rows<1>);
+    const Extent extent{pass_.steps, pass_.batch, layer.n.panels, layer.n.output_panels,
+                        layer.n.panels * C::gates * width * static_cast<int64_t>(sizeof(T))};
+    const Part part = make_part(team, extent, extent.row_bytes * layer.n.outputs, full_rows<1>);
     prepare(layer, scratch, team, part);
     team.wait();
     for (int64_t last = pass_.batch ? pass_.steps : 0, first; last > 0; last = first) {
@@ -223,7 +290,7 @@ template <class C, class T> class BackwardPass {
       if (layer.gradients) {
         pack_operands(layer, scratch, team, done);
         team.wait();
-        weight_products(layer, scratch, team, done);
+        weight_products(scratch, layer, team, done);
       }
       if (layer.d_x.data) input_products(layer, scratch, share(done, team.rank, team.size), out_rows);
       team.wait();
@@ -237,7 +304,7 @@ template <class C, class T> class BackwardPass {
 
   // --- recomputation: the gates of a segment, from x and the known h, as one product ---
 
-  bool rebuilds() const { return C::saved > 0 && pass_.segments > 0; }
+  bool rebuilds() const { return pass_.segments > 0 && saved_values<C>(spec_) > 0; }
 
   void rebuild(Layer& layer, const T* c_start, const Scratch& scratch, const Team& team, int64_t last) const {
     const int64_t first = (last - 1) / segment_steps(pass_) * segment_steps(pass_);
@@ -247,7 +314,7 @@ template <class C, class T> class BackwardPass {
     layer.c_start = c_start;
     if (team.rank == 0) list_rows(layer, scratch, steps);
     team.wait();
-    const Range own = share(panels_, team.rank, team.size);
+    const Range own = share(layer.n.panels, team.rank, team.size);
     run_tiles<C::gates>(GateTiles{layer, scratch}, layer.numbers.size(), own.first, own.last);
     for (int64_t p = own.first; p < own.last; ++p)
       for (int64_t s = first; s < last; ++s) rebuild_step(layer, scratch, p, layer.reverse ? pass_.steps - 1 - s : s);
@@ -270,22 +337,23 @@ template <class C, class T> class BackwardPass {
     const Scratch& scratch;
 
     template <int R, int P> void tile(int64_t panel, int64_t row) const {
+      const Packed<C, T>& weights = scratch.weights;
       V acc[R][P * C::gates], h_part[R][P * C::gates];
       const T *x[R], *h[R];
       RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) x[r] = scratch.x_rows[row + r], h[r] = scratch.h_rows[row + r];
       alignas(64) T sums[P][R * C::gates * width];
       T* x_part[P];
       RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) x_part[p] = sums[p];
-      scratch.weights.template multiply_input<R, P>(acc, x, panel);
-      scratch.weights.template store_sums<R, P>(acc, x_part);
-      scratch.weights.template multiply_hidden<R, P>(acc, h, panel);
+      multiply<C::gates, R, P, T>(acc, x, weights.w, layer.n.inputs, panel);
+      store_sums<C::gates, R, P, T>(acc, x_part);
+      multiply<C::gates, R, P, T>(acc, h, weights.u, layer.n.outputs, panel);
       RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
         RNNFAST_UNROLL_FOR (int j = 0; j < P * C::gates; ++j) h_part[r][j] = acc[r][j];
       for (int r = 0; r < R; ++r)
         for (int p = 0; p < P; ++p) {
           V a[C::columns];
-          scratch.weights.join(sums[p] + r * C::gates * width, h_part[r] + p * C::gates, panel + p, a);
-          T* out = scratch.saved + ((panel + p) * layer.numbers.size() + row + r) * C::saved * width;
+          weights.join(sums[p] + r * C::gates * width, h_part[r] + p * C::gates, panel + p, a);
+          T* out = scratch.saved + ((panel + p) * layer.numbers.size() + row + r) * layer.options.saved * width;
           for (int g = 0; g < C::columns; ++g) store<T>(out + g * width, a[g]);
         }
     }
@@ -294,70 +362,127 @@ template <class C, class T> class BackwardPass {
   void rebuild_step(const Layer& layer, const Scratch& scratch, int64_t p, int64_t t) const {
     const StepRows rows = schedule_.rows(t);
     for (int64_t r = 0; r < rows.count; ++r) {
-      const int64_t b = rows.batch(r), number = rows.first + r, valid = min(width, layer.units - p * width);
-      T* out = scratch.saved + (p * layer.numbers.size() + number - layer.numbers.first) * C::saved * width;
-      V a[C::columns], saved[C::saved ? C::saved : 1];
+      const int64_t b = rows.batch(r), number = rows.first + r, unit = p * width;
+      const int64_t valid = min(width, layer.n.units - unit);
+      T* out = scratch.saved + (p * layer.numbers.size() + number - layer.numbers.first) * layer.options.saved * width;
+      V a[C::columns], saved[C::saved_general], gates[C::gates];
       RNNFAST_UNROLL_FOR (int g = 0; g < C::columns; ++g) a[g] = load(out + g * width);
       State<T> prev{};
-      prev.h = load_part(h_before(layer, scratch, t, b, number) + p * width, valid);
+      if (!spec_.proj_size) prev.h = load_part(h_before(layer, scratch, t, b, number) + unit, valid);
       if (C::has_c) prev.c = c_before(layer, p, b, number, valid);
-      C::forward(a, prev, Unit<T>{spec_.activation}, saved);
-      RNNFAST_UNROLL_FOR (int j = 0; j < C::saved; ++j) store<T>(out + j * width, saved[j]);
+      run_cell<C>(layer.options, scratch.peepholes, p, a, prev, layer.relu, saved, gates,
+                  {(t * pass_.batch + b) * layer.n.units + unit, valid});
+      for (int j = 0; j < layer.options.saved; ++j) store<T>(out + j * width, saved[j]);
     }
   }
 
   // --- the beginning and the end of a layer ---
 
+  static const T* typed(const void* data) { return static_cast<const T*>(data); }
+  static T* typed(void* data) { return static_cast<T*>(data); }
+
   // Transposed weights, cleared sums, and the gradients of the last state.
   void prepare(const Layer& layer, const Scratch& s, const Team& team, const Part& part) const {
-    const int64_t units = layer.units;
-    const Range own = share(panels_, team.rank, team.size);
-    if (rebuilds()) s.weights.fill(*layer.weights, own.first, own.last);
-    pack_by_input(static_cast<const T*>(layer.weights->weight_hh), C::gates, units, units, s.u, own.first, own.last);
-    if (layer.d_x.data) {
-      const Range inputs = share(panels_of<T>(layer.inputs), team.rank, team.size);
-      pack_by_input(static_cast<const T*>(layer.weights->weight_ih), C::gates, units, layer.inputs, s.w, inputs.first,
-                    inputs.last);
+    const Sizes& n = layer.n;
+    const Range own = share(n.panels, team.rank, team.size), outputs = share(n.output_panels, team.rank, team.size);
+    if (rebuilds()) s.weights.fill(*layer.weights, team.rank, team.size);
+    const T* weight_hh = typed(layer.weights->weight_hh);
+    if (resets_before(spec_)) {
+      pack_by_input(weight_hh, 2, n.units, n.outputs, s.u, outputs.first, outputs.last);
+      pack_by_input(weight_hh + 2 * n.units * n.outputs, 1, n.units, n.outputs, u_n(layer, s.u), outputs.first,
+                    outputs.last);
+    } else {
+      pack_by_input(weight_hh, C::gates, n.units, n.outputs, s.u, outputs.first, outputs.last);
     }
-    clear(s.d_w, own, layer.inputs * C::gates * width);
-    clear(s.d_u, own, units * C::gates * width);
+    if (layer.d_x.data) {
+      const Range inputs = share(panels_of<T>(n.inputs), team.rank, team.size);
+      pack_by_input(typed(layer.weights->weight_ih), C::gates, n.units, n.inputs, s.w, inputs.first, inputs.last);
+    }
+    clear(s.d_w, own, n.inputs * C::gates * width);
+    clear(s.d_u, own, n.outputs * C::gates * width);
     clear(s.d_bias, own, C::columns * width);
-    if (team.rank == 0) clear(s.zeros, {0, 1}, units);
-    for (int64_t p = part.panels.first; p < part.panels.last; ++p)
-      for (int64_t b = part.rows.first; b < part.rows.last; ++b) {
-        const int64_t unit = p * width, valid = min(width, units - unit), at = b * units + unit;
-        const int64_t to = (p * pass_.batch + b) * width;
-        store<T>(d_h_at(s, b) + unit, layer.d_hn ? load_n(layer.d_hn + at, valid) : V{});
-        if (C::has_c) store<T>(s.d_c + to, layer.d_cn ? load_n(layer.d_cn + at, valid) : V{});
-      }
+    if (spec_.proj_size) {
+      pack_by_input(typed(layer.weights->weight_hr), 1, n.outputs, n.units, s.hr, own.first, own.last);
+      clear(s.d_hr, outputs, n.units * width);
+    }
+    if (spec_.peepholes) {
+      pack_by_unit(typed(layer.weights->weight_ch), 3, n.units, 1, s.peepholes, own.first, own.last);
+      clear(s.d_peephole, own, 3 * width);
+    }
+    if (team.rank == 0) clear(s.zeros, {0, 1}, max(n.outputs, n.units));
+    for (int64_t b = part.rows.first; b < part.rows.last; ++b) prepare_state(layer, s, part, b);
   }
+
+  // The gradient by the final state goes to the sequence's last row, or to where a reset behind it says.
+  void prepare_state(const Layer& layer, const Scratch& s, const Part& part, int64_t b) const {
+    const Sizes& n = layer.n;
+    const Start from = schedule_.final_start(b, layer.reverse);
+    const bool to_row = from == Start::previous || (from == Start::initial && schedule_.count(b) == 0);
+    const bool to_initial = from == Start::initial && !to_row;
+    for (int64_t p = part.outputs.first; p < part.outputs.last; ++p) {
+      const int64_t unit = p * width, valid = min(width, n.outputs - unit);
+      const V d = layer.d_hn ? load_n(layer.d_hn + b * n.outputs + unit, valid) : V{};
+      store<T>(d_h_at(layer, s.d_h, b) + unit, to_row ? d : V{});
+      if (restarts_from_initial()) store<T>(d_h_at(layer, s.d_h0, b) + unit, to_initial ? d : V{});
+    }
+    for (int64_t p = part.panels.first; C::has_c && p < part.panels.last; ++p) {
+      const int64_t unit = p * width, valid = min(width, n.units - unit), at = (p * pass_.batch + b) * width;
+      const V d = layer.d_cn ? load_n(layer.d_cn + b * n.units + unit, valid) : V{};
+      store<T>(s.d_c + at, to_row ? d : V{});
+      if (restarts_from_initial()) store<T>(s.d_c0 + at, to_initial ? d : V{});
+    }
+  }
+
+  bool restarts_from_initial() const { return pass_.reset && pass_.reset_to_initial; }
 
   static void clear(T* data, Range pieces, int64_t size) {
     memset(static_cast<void*>(data + pieces.first * size), 0, static_cast<size_t>(pieces.size() * size) * sizeof(T));
   }
 
+  // The part of U, or of its gradient, that belongs to GRU's n where it is split.
+  static T* u_n(const Layer& layer, T* u) { return u + layer.n.panels * layer.n.outputs * 2 * width; }
+
   void finish(const Layer& layer, const Scratch& s, const Team& team, const Part& part) const {
-    const int64_t units = layer.units;
-    for (int64_t p = part.panels.first; p < part.panels.last; ++p)
-      for (int64_t b = part.rows.first; b < part.rows.last; ++b) {
-        const int64_t unit = p * width, valid = min(width, units - unit), at = b * units + unit;
-        const int64_t from = (p * pass_.batch + b) * width;
-        if (layer.d_h0) store_n(layer.d_h0 + at, load(d_h_at(s, b) + unit), valid);
-        if (C::has_c && layer.d_c0) store_n(layer.d_c0 + at, load(s.d_c + from), valid);
+    const Sizes& n = layer.n;
+    for (int64_t b = part.rows.first; b < part.rows.last; ++b) {
+      for (int64_t p = part.outputs.first; layer.d_h0 && p < part.outputs.last; ++p) {
+        const int64_t unit = p * width;
+        V d = load(d_h_at(layer, s.d_h, b) + unit);
+        if (restarts_from_initial()) d += load(d_h_at(layer, s.d_h0, b) + unit);
+        store_n(layer.d_h0 + b * n.outputs + unit, d, min(width, n.outputs - unit));
       }
-    if (!layer.gradients) return;
-    const Range own = share(panels_, team.rank, team.size);
-    const WeightGradients& g = *layer.gradients;
-    unpack_by_unit(s.d_w, C::gates, units, layer.inputs, static_cast<T*>(g.weight_ih), own.first, own.last);
-    unpack_by_unit(s.d_u, C::gates, units, units, static_cast<T*>(g.weight_hh), own.first, own.last);
-    if (g.bias_ih) unpack_bias<typename C::x_columns>(s.d_bias, units, static_cast<T*>(g.bias_ih), own);
-    if (g.bias_hh) unpack_bias<typename C::h_columns>(s.d_bias, units, static_cast<T*>(g.bias_hh), own);
+      for (int64_t p = part.panels.first; C::has_c && layer.d_c0 && p < part.panels.last; ++p) {
+        const int64_t unit = p * width, at = (p * pass_.batch + b) * width;
+        V d = load(s.d_c + at);
+        if (restarts_from_initial()) d += load(s.d_c0 + at);
+        store_n(layer.d_c0 + b * n.units + unit, d, min(width, n.units - unit));
+      }
+    }
+    if (layer.gradients) unpack_gradients(layer, s, team);
   }
 
-  template <class Map> static void unpack_bias(const T* sums, int64_t units, T* out, Range panels) {
+  void unpack_gradients(const Layer& layer, const Scratch& s, const Team& team) const {
+    const Sizes& n = layer.n;
+    const Range own = share(n.panels, team.rank, team.size), outputs = share(n.output_panels, team.rank, team.size);
+    const WeightGradients& g = *layer.gradients;
+    unpack_by_unit(s.d_w, C::gates, n.units, n.inputs, typed(g.weight_ih), own.first, own.last);
+    if (resets_before(spec_)) {
+      unpack_by_unit(s.d_u, 2, n.units, n.outputs, typed(g.weight_hh), own.first, own.last);
+      unpack_by_unit(u_n(layer, s.d_u), 1, n.units, n.outputs, typed(g.weight_hh) + 2 * n.units * n.outputs, own.first,
+                     own.last);
+    } else {
+      unpack_by_unit(s.d_u, C::gates, n.units, n.outputs, typed(g.weight_hh), own.first, own.last);
+    }
+    if (g.bias_ih) unpack_columns<typename C::x_columns, C::columns>(s.d_bias, n.units, typed(g.bias_ih), own);
+    if (g.bias_hh) unpack_columns<typename C::h_columns, C::columns>(s.d_bias, n.units, typed(g.bias_hh), own);
+    if (g.weight_hr) unpack_by_unit(s.d_hr, 1, n.outputs, n.units, typed(g.weight_hr), outputs.first, outputs.last);
+    if (g.weight_ch) unpack_columns<InOrder<3>, 3>(s.d_peephole, n.units, typed(g.weight_ch), own);
+  }
+
+  template <class Map, int ColumnCount> static void unpack_columns(const T* sums, int64_t units, T* out, Range panels) {
     for (int64_t p = panels.first; p < panels.last; ++p)
-      for (int g = 0; g < C::gates; ++g)
-        store_n(out + g * units + p * width, load(sums + (p * C::columns + Map::at(g)) * width),
+      for (int g = 0; g < Map::count; ++g)
+        store_n(out + g * units + p * width, load(sums + (p * ColumnCount + Map::at(g)) * width),
                 min(width, units - p * width));
   }
 
@@ -370,49 +495,150 @@ template <class C, class T> class BackwardPass {
     const int64_t base = done + rows.first - all.first;  // this part's first row in the block
     if (team.rank == 0)
       for (int64_t r = 0; r < all.count; ++r) scratch.rows[done + r] = {t, all.batch(r), all.first + r};
+    if (spec_.proj_size) unproject(layer, scratch, part, rows, t, base, out_rows);
     for (int64_t p = part.panels.first; p < part.panels.last; ++p)
       for (int64_t r = 0; r < rows.count; ++r) apply_cell(layer, scratch, rows, t, r, p, base + r);
     part.wait();
     if (s > 0 || layer.d_h0) {
-      for (int64_t r = 0; r < rows.count; ++r) out_rows[r] = d_h_at(scratch, rows.batch(r));
-      const UnitSums<typename C::h_columns, C::columns, T> sums{
-          da_at(scratch, 0, base), scratch.u, da_stride(), layer.units, out_rows, panels_ * width, true};
-      run_tiles<1>(sums, rows.count, part.panels.first, part.panels.last);
+      if (resets_before(spec_) || layer.options.recurrent_mask)
+        operand_product(layer, scratch, part, rows, t, base, out_rows);
+      else
+        hidden_product<typename C::h_columns>(layer, scratch.d_h, scratch.u, scratch, part, rows, base, out_rows, true);
     }
+    if (schedule_.restarts(t, layer.reverse)) cut(layer, scratch, part, rows);
     return all.count;
   }
 
+  // out[B][panel][lane] = da of the columns of Map, times U; added to it where `add`.
+  template <class Map>
+  void hidden_product(const Layer& layer, T* out, const T* u, const Scratch& scratch, const Part& part,
+                      const StepRows& rows, int64_t base, T** out_rows, bool add) const {
+    for (int64_t r = 0; r < rows.count; ++r) out_rows[r] = d_h_at(layer, out, rows.batch(r));
+    const UnitSums<Map, C::columns, T> sums{
+        da_at(scratch, 0, base), u, da_stride(), layer.n.units, out_rows, layer.n.output_panels * width, add};
+    run_tiles<1>(sums, rows.count, part.outputs.first, part.outputs.last);
+  }
+
+  // The same by way of what entered U, where that is not h itself.
+  void operand_product(const Layer& layer, const Scratch& s, const Part& part, const StepRows& rows, int64_t t,
+                       int64_t base, T** out_rows) const {
+    bool add = false;
+    if constexpr (C::gates == 3) {
+      if (resets_before(spec_)) {
+        hidden_product<Columns<3>>(layer, s.d_reset, u_n(layer, s.u), s, part, rows, base, out_rows, false);
+        for (int64_t p = part.panels.first; p < part.panels.last; ++p)
+          for (int64_t r = 0; r < rows.count; ++r) apply_reset(layer, s, rows, t, r, p, base + r);
+        part.wait();
+        hidden_product<Columns<0, 1>>(layer, s.d_operand, s.u, s, part, rows, base, out_rows, true);
+        add = true;
+      }
+    }
+    if (!add)
+      hidden_product<typename C::h_columns>(layer, s.d_operand, s.u, s, part, rows, base, out_rows, false);
+    const T* mask = layer.options.recurrent_mask;
+    for (int64_t p = part.outputs.first; p < part.outputs.last; ++p)
+      for (int64_t r = 0; r < rows.count; ++r) {
+        const int64_t b = rows.batch(r), unit = p * width, valid = min(width, layer.n.outputs - unit);
+        T* d_h = d_h_at(layer, s.d_h, b) + unit;
+        const V d = load(d_h_at(layer, s.d_operand, b) + unit);
+        store<T>(d_h, load(d_h) + (mask ? d * load_part(mask + b * layer.n.outputs + unit, valid) : d));
+      }
+  }
+
+  // GRU with the reset gate before the product: da of r, and r's share of the gradient by the operand.
+  void apply_reset(const Layer& layer, const Scratch& s, const StepRows& rows, int64_t t, int64_t r, int64_t p,
+                   int64_t block_row) const {
+    const int64_t b = rows.batch(r), number = rows.first + r, unit = p * width;
+    const int64_t valid = min(width, layer.n.units - unit);
+    V h = load_part(h_before(layer, s, t, b, number) + unit, valid), d_a_r, d_h;
+    if (layer.options.recurrent_mask) h *= load_part(layer.options.recurrent_mask + b * layer.n.outputs + unit, valid);
+    C::backward_reset(load(saved_at(layer, p, number)), h, load(d_h_at(layer, s.d_reset, b) + unit),
+                      layer.options.unit(nullptr), &d_a_r, &d_h);
+    store<T>(da_at(s, p, block_row), d_a_r);
+    store<T>(d_h_at(layer, s.d_operand, b) + unit, d_h);
+  }
+
+  // Rows that a reset cut off give their gradient to the initial state, or to nothing.
+  void cut(const Layer& layer, const Scratch& s, const Part& part, const StepRows& rows) const {
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const int64_t b = rows.batch(r);
+      if (!schedule_.is_cut(rows.first + r, layer.reverse)) continue;
+      const Start start = schedule_.start(rows.first + r, layer.reverse);
+      for (int64_t p = part.outputs.first; p < part.outputs.last; ++p)
+        move(d_h_at(layer, s.d_h, b) + p * width, start, d_h_at(layer, s.d_h0, b) + p * width);
+      for (int64_t p = part.panels.first; C::has_c && p < part.panels.last; ++p) {
+        const int64_t at = (p * pass_.batch + b) * width;
+        move(s.d_c + at, start, s.d_c0 + at);
+      }
+    }
+  }
+  static void move(T* from, Start start, T* to) {
+    if (start == Start::initial) store<T>(to, load(to) + load(from));
+    store<T>(from, V{});
+  }
+
+  // Projection: the gradient by h of every row, and its product with W_hr, the gradient by o * tanh(c).
+  void unproject(const Layer& layer, const Scratch& s, const Part& part, const StepRows& rows, int64_t t, int64_t base,
+                 T** out_rows) const {
+    for (int64_t p = part.outputs.first; p < part.outputs.last; ++p)
+      for (int64_t r = 0; r < rows.count; ++r) {
+        const int64_t b = rows.batch(r), unit = p * width, valid = min(width, layer.n.outputs - unit);
+        T* d_h = d_h_at(layer, s.d_h, b) + unit;
+        store<T>(s.d_output + (p * block_rows_ + base + r) * width, total_d_h(layer, load(d_h), t, b, unit, valid));
+        store<T>(d_h, V{});
+      }
+    part.wait();
+    for (int64_t r = 0; r < rows.count; ++r) out_rows[r] = unprojected_at(layer, s, rows.batch(r));
+    const UnitSums<Columns<0>, 1, T> sums{s.d_output + base * width, s.hr, block_rows_ * width, layer.n.outputs,
+                                          out_rows, layer.n.panels * width, false};
+    run_tiles<1>(sums, rows.count, part.panels.first, part.panels.last);
+  }
+
   int64_t da_stride() const { return block_rows_ * C::columns * width; }
-  T* d_h_at(const Scratch& s, int64_t b) const { return s.d_h + b * panels_ * width; }
+  // In d_h, d_h0, d_operand or d_reset.
+  static T* d_h_at(const Layer& layer, T* d_h, int64_t b) { return d_h + b * layer.n.output_panels * width; }
+  static T* unprojected_at(const Layer& layer, const Scratch& s, int64_t b) {
+    return s.d_unprojected + b * layer.n.panels * width;
+  }
   T* da_at(const Scratch& s, int64_t p, int64_t row) const {
     return s.da + (p * block_rows_ + row) * C::columns * width;
   }
 
   // The hidden state that a row started from.
   const T* h_before(const Layer& layer, const Scratch& s, int64_t t, int64_t b, int64_t number) const {
-    if (schedule_.before(number, layer.reverse) >= 0) return layer.y.at(layer.reverse ? t + 1 : t - 1, b);
-    return layer.h0 ? layer.h0 + b * layer.units : s.zeros;
+    switch (schedule_.start(number, layer.reverse)) {
+      case Start::previous:
+        return layer.y.at(schedule_.time_before(number, t, layer.reverse), b);
+      case Start::initial:
+        return layer.h0 ? layer.h0 + b * layer.n.outputs : s.zeros;
+      default:
+        return s.zeros;
+    }
   }
 
   V c_before(const Layer& layer, int64_t p, int64_t b, int64_t number, int64_t valid) const {
-    const int64_t before = schedule_.before(number, layer.reverse);
-    if (before >= layer.numbers.first && before < layer.numbers.last)
-      return load(saved_at(layer, p, before) + (C::saved - 1) * width);
-    if (layer.c_start) return load(layer.c_start + (p * pass_.batch + b) * width);
-    return layer.c0 ? load_part(layer.c0 + b * layer.units + p * width, valid) : V{};
+    const Start start = schedule_.start(number, layer.reverse);
+    if (start == Start::previous) {
+      const int64_t before = schedule_.before(number, layer.reverse);
+      if (before >= layer.numbers.first && before < layer.numbers.last)
+        return load(saved_at(layer, p, before) + (layer.options.saved - 1) * width);
+      return load(layer.c_start + (p * pass_.batch + b) * width);
+    }
+    return start == Start::initial && layer.c0 ? load_part(layer.c0 + b * layer.n.units + p * width, valid) : V{};
   }
 
   const T* saved_at(const Layer& layer, int64_t p, int64_t number) const {
-    return layer.saved + (p * layer.numbers.size() + number - layer.numbers.first) * C::saved * width;
+    return layer.saved + (p * layer.numbers.size() + number - layer.numbers.first) * layer.options.saved * width;
   }
 
   void apply_cell(const Layer& layer, const Scratch& scratch, const StepRows& rows, int64_t t, int64_t r, int64_t p,
                   int64_t block_row) const {
+    if (!layer.plain) return apply_cell_with_options(layer, scratch, rows, t, r, p, block_row);
     const int64_t b = rows.batch(r), number = rows.first + r, unit = p * width;
-    const int64_t valid = min(width, layer.units - unit), at = (p * pass_.batch + b) * width;
-    State<T> d{load(d_h_at(scratch, b) + unit), C::has_c ? load(scratch.d_c + at) : V{}};
+    const int64_t valid = min(width, layer.n.units - unit), at = (p * pass_.batch + b) * width;
+    State<T> d{load(d_h_at(layer, scratch.d_h, b) + unit), C::has_c ? load(scratch.d_c + at) : V{}};
     if (layer.d_y.data) d.h += load_part(layer.d_y.at(t, b) + unit, valid);
-    if (layer.per_step) store_part(layer.per_step + (t * pass_.batch + b) * layer.units + unit, d.h, valid);
+    if (layer.per_step) store_part(layer.per_step + (t * pass_.batch + b) * layer.n.units + unit, d.h, valid);
 
     V saved[C::saved ? C::saved : 1], da[C::columns];
     RNNFAST_UNROLL_FOR (int j = 0; j < C::saved; ++j) saved[j] = load(saved_at(layer, p, number) + j * width);
@@ -420,12 +646,53 @@ template <class C, class T> class BackwardPass {
     State<T> prev{};
     if (C::backward_needs_h_prev) prev.h = load_part(h_before(layer, scratch, t, b, number) + unit, valid);
     if (C::has_c) prev.c = c_before(layer, p, b, number, valid);
-    const State<T> direct = C::backward(saved, h, prev, d, Unit<T>{spec_.activation}, da);
+    const State<T> direct = C::backward(saved, h, prev, d, layer.relu, da);
 
     T* out = da_at(scratch, p, block_row);
     RNNFAST_UNROLL_FOR (int g = 0; g < C::columns; ++g) store<T>(out + g * width, da[g]);
-    store<T>(d_h_at(scratch, b) + unit, direct.h);
+    store<T>(d_h_at(layer, scratch.d_h, b) + unit, direct.h);
     if (C::has_c) store<T>(scratch.d_c + at, direct.c);
+  }
+
+  // The total gradient by h, of which `d_h` comes from the step after.
+  V total_d_h(const Layer& layer, V d_h, int64_t t, int64_t b, int64_t unit, int64_t valid) const {
+    if (layer.d_y.data) {
+      d_h += load_part(layer.d_y.at(t, b) + unit, valid);
+      // The outputs that repeat this one.
+      const int64_t step = layer.reverse ? -1 : 1;
+      if (pass_.carry && layer.top)
+        for (int64_t s = t + step; s >= 0 && s < pass_.steps && !schedule_.takes_part(s, b); s += step)
+          d_h += load_part(layer.d_y.at(s, b) + unit, valid);
+    }
+    if (call_.grad_clip > 0) d_h = clamp<T>(d_h, static_cast<T>(-call_.grad_clip), static_cast<T>(call_.grad_clip));
+    if (layer.per_step) store_part(layer.per_step + (t * pass_.batch + b) * layer.n.outputs + unit, d_h, valid);
+    return d_h;
+  }
+
+  __attribute__((noinline)) void apply_cell_with_options(const Layer& layer, const Scratch& scratch,
+                                                         const StepRows& rows, int64_t t, int64_t r, int64_t p,
+                                                         int64_t block_row) const {
+    const int64_t b = rows.batch(r), number = rows.first + r, unit = p * width;
+    const int64_t valid = min(width, layer.n.units - unit), at = (p * pass_.batch + b) * width;
+    const bool projects = spec_.proj_size > 0;
+    T* d_h = projects ? nullptr : d_h_at(layer, scratch.d_h, b) + unit;
+    State<T> d{projects ? load(unprojected_at(layer, scratch, b) + unit)
+                        : total_d_h(layer, load(d_h), t, b, unit, valid),
+               C::has_c ? load(scratch.d_c + at) : V{}};
+    V saved[C::saved_general] = {}, da[C::columns], d_peepholes[3];
+    for (int j = 0; j < layer.options.saved; ++j) saved[j] = load(saved_at(layer, p, number) + j * width);
+    const V h = C::backward_needs_h ? load_part(layer.y.at(t, b) + unit, valid) : V{};
+    State<T> prev{};
+    if (!projects) prev.h = load_part(h_before(layer, scratch, t, b, number) + unit, valid);
+    if (C::has_c) prev.c = c_before(layer, p, b, number, valid);
+    const State<T> direct = run_cell_backward<C>(layer.options, scratch.peepholes, p, saved, h, prev, d, layer.relu, da,
+                                                 d_peepholes, {(t * pass_.batch + b) * layer.n.units + unit, valid});
+    T* out = da_at(scratch, p, block_row);
+    for (int g = 0; g < C::columns; ++g) store<T>(out + g * width, da[g]);
+    if (!projects) store<T>(d_h, direct.h);
+    if (C::has_c) store<T>(scratch.d_c + at, direct.c);
+    for (int g = 0; spec_.peepholes && g < 3; ++g)
+      store<T>(scratch.d_peephole_row + ((p * block_rows_ + block_row) * 3 + g) * width, d_peepholes[g]);
   }
 
   // --- products over a block of steps ---
@@ -434,8 +701,8 @@ template <class C, class T> class BackwardPass {
     for (int64_t k = rows.first; k < rows.last; ++k)
       out_rows[k - rows.first] = layer.d_x.at(scratch.rows[k].t, scratch.rows[k].b);
     const UnitSums<typename C::x_columns, C::columns, T> sums{
-        da_at(scratch, 0, rows.first), scratch.w, da_stride(), layer.units, out_rows, layer.inputs, false};
-    run_tiles<1>(sums, rows.size(), 0, panels_of<T>(layer.inputs));
+        da_at(scratch, 0, rows.first), scratch.w, da_stride(), layer.n.units, out_rows, layer.n.inputs, false};
+    run_tiles<1>(sums, rows.size(), 0, panels_of<T>(layer.n.inputs));
   }
 
   // x and h_prev of the block as tiles of `height` inputs, row after row: what the weight products broadcast.
@@ -443,45 +710,101 @@ template <class C, class T> class BackwardPass {
     const Range own = share(count, team.rank, team.size);
     for (int64_t k = own.first; k < own.last; ++k) {
       const typename Scratch::Row& row = scratch.rows[k];
-      pack_row(layer.x.at(row.t, row.b), layer.inputs, scratch.x, k);
-      pack_row(h_before(layer, scratch, row.t, row.b, row.number), layer.units, scratch.h_prev, k);
+      pack_row<full_rows<C::gates>>(layer.x.at(row.t, row.b), layer.n.inputs, scratch.x, k);
+      const T* h = h_before(layer, scratch, row.t, row.b, row.number);
+      if (layer.options.recurrent_mask) {
+        const T* mask = layer.options.recurrent_mask + row.b * layer.n.outputs;
+        for (int64_t j = 0; j < layer.n.outputs; ++j) scratch.line[j] = h[j] * mask[j];
+        h = scratch.line;
+      }
+      if (resets_before(spec_)) {
+        pack_row<full_rows<2>>(h, layer.n.outputs, scratch.h_prev, k);
+        pack_row<full_rows<1>>(reset_line(layer, scratch, row, h), layer.n.units, scratch.reset_h, k);
+      } else {
+        pack_row<full_rows<C::gates>>(h, layer.n.outputs, scratch.h_prev, k);
+      }
+      if (spec_.proj_size) pack_row<full_rows<1>>(unprojected_line(layer, scratch, row), layer.n.units, scratch.m, k);
     }
   }
 
-  void pack_row(const T* row, int64_t size, T* packed, int64_t k) const {
-    for (int64_t j = 0; j < size; j += height) {
-      T* to = packed + (j * block_rows_ + k * height);
-      for (int64_t i = 0; i < min(height, size - j); ++i) to[i] = row[j + i];
+  // r * h, in place of h where that is the scratch line.
+  const T* reset_line(const Layer& layer, const Scratch& scratch, const typename Scratch::Row& row, const T* h) const {
+    if constexpr (C::gates == 3) {
+      const Unit<T> unit = layer.options.unit(nullptr);
+      for (int64_t p = 0; p < layer.n.panels; ++p) {
+        const V part = load_n(h + p * width, min(width, layer.n.units - p * width));
+        store<T>(scratch.line + p * width, C::reset(load(saved_at(layer, p, row.number)), part, unit));
+      }
+    }
+    return scratch.line;
+  }
+
+  // o * tanh(c)
+  const T* unprojected_line(const Layer& layer, const Scratch& scratch, const typename Scratch::Row& row) const {
+    if constexpr (C::has_c) {
+      const Unit<T> unit = layer.options.unit(nullptr);
+      for (int64_t p = 0; p < layer.n.panels; ++p) {
+        const T* saved = saved_at(layer, p, row.number);
+        const V o = load(saved + 3 * width), c = load(saved + 4 * width);
+        store<T>(scratch.line + p * width, layer.options.general ? C::output(o, c, unit) : o * tanh(c));
+      }
+    }
+    return scratch.line;
+  }
+
+  template <int Height> void pack_row(const T* row, int64_t size, T* packed, int64_t k) const {
+    for (int64_t j = 0; j < size; j += Height) {
+      T* to = packed + (j * block_rows_ + k * Height);
+      for (int64_t i = 0; i < min(Height, size - j); ++i) to[i] = row[j + i];
     }
   }
 
-  void weight_products(const Layer& layer, const Scratch& scratch, const Team& team, int64_t count) const {
-    weight_product<typename C::x_columns>(scratch, scratch.x, layer.inputs, scratch.d_w, team, count);
-    weight_product<typename C::h_columns>(scratch, scratch.h_prev, layer.units, scratch.d_u, team, count);
-    const Range own = share(panels_, team.rank, team.size);
-    for (int64_t p = own.first; p < own.last; ++p)
-      for (int g = 0; g < C::columns; ++g) {
+  void weight_products(const Scratch& s, const Layer& layer, const Team& team, int64_t count) const {
+    const Sizes& n = layer.n;
+    const T* da = da_at(s, 0, 0);
+    weight_product<typename C::x_columns, C::columns>(s.x, da, n.inputs, n.panels, s.d_w, team, count);
+    if constexpr (C::gates == 3) {
+      if (resets_before(spec_)) {
+        weight_product<Columns<0, 1>, C::columns>(s.h_prev, da, n.outputs, n.panels, s.d_u, team, count);
+        weight_product<Columns<3>, C::columns>(s.reset_h, da, n.units, n.panels, u_n(layer, s.d_u), team, count);
+      }
+    }
+    if (!resets_before(spec_))
+      weight_product<typename C::h_columns, C::columns>(s.h_prev, da, n.outputs, n.panels, s.d_u, team, count);
+    if (spec_.proj_size)
+      weight_product<Columns<0>, 1>(s.m, s.d_output, n.units, n.output_panels, s.d_hr, team, count);
+    const Range own = share(n.panels, team.rank, team.size);
+    add_columns<C::columns>(s.da, s.d_bias, own, count);
+    if (spec_.peepholes) add_columns<3>(s.d_peephole_row, s.d_peephole, own, count);
+  }
+
+  // sums[panel][column][lane] += the block's rows of [panel][row][column][lane].
+  template <int ColumnCount> void add_columns(const T* rows, T* sums, Range panels, int64_t count) const {
+    for (int64_t p = panels.first; p < panels.last; ++p)
+      for (int g = 0; g < ColumnCount; ++g) {
         V sum{};
         for (int64_t k = 0; k < count; k += 16) {  // short chains: these sums have many terms and few operations
           V part{};
-          for (int64_t j = k; j < min(count, k + 16); ++j) part += load(da_at(scratch, p, j) + g * width);
+          for (int64_t j = k; j < min(count, k + 16); ++j)
+            part += load(rows + ((p * block_rows_ + j) * ColumnCount + g) * width);
           sum += part;
         }
-        T* total = scratch.d_bias + (p * C::columns + g) * width;
+        T* total = sums + (p * ColumnCount + g) * width;
         store<T>(total, load(total) + sum);
       }
   }
 
-  template <class Map>
-  void weight_product(const Scratch& scratch, const T* operand, int64_t inputs, T* sums, const Team& team,
+  template <class Map, int DaColumns>
+  void weight_product(const T* operand, const T* da, int64_t inputs, int64_t panel_count, T* sums, const Team& team,
                       int64_t count) const {
     // Panels are shared out where that is even enough, else inputs.
+    constexpr int64_t height = full_rows<Map::count>;
     const int64_t tiles = ceil_div(inputs, height);
-    const bool by_panel = ceil_div(panels_, team.size) * tiles <= panels_ * ceil_div(tiles, team.size);
-    const Range panels = by_panel ? share(panels_, team.rank, team.size) : Range{0, panels_};
+    const bool by_panel = ceil_div(panel_count, team.size) * tiles <= panel_count * ceil_div(tiles, team.size);
+    const Range panels = by_panel ? share(panel_count, team.rank, team.size) : Range{0, panel_count};
     const Range own = by_panel ? Range{0, tiles} : share(tiles, team.rank, team.size);
-    const WeightSums<Map, C::columns, T> product{
-        operand, da_at(scratch, 0, 0), height * block_rows_, da_stride(), inputs, count, sums};
+    const WeightSums<Map, DaColumns, T> product{
+        operand, da, height * block_rows_, block_rows_ * DaColumns * width, inputs, count, sums};
     product.run(panels.first, panels.last, own.first, own.last);
   }
 
@@ -491,14 +814,13 @@ template <class C, class T> class BackwardPass {
   Arena arena_;
   Schedule schedule_;
   Tape<C, T> tape_;
-  Extent extent_;
-  int64_t panels_, block_, block_rows_;
+  int64_t block_, block_rows_;
   int threads_;
   Meeting* meetings_;
   Interrupt interrupt_;
   T** out_rows_;  // for each thread
   Scratch scratch_[2];
-  T *d_x_reverse_ = nullptr, *d_between_[2] = {}, *dropped_ = nullptr;
+  T *d_x_reverse_ = nullptr, *d_between_[2] = {}, *masked_ = nullptr;
 };
 
 }  // namespace

@@ -8,18 +8,29 @@ namespace {
 
 template <class T> struct Rnn {
   using V = vec<T>;
-  static constexpr int gates = 1, columns = 1, saved = 0;
+  static constexpr int gates = 1, columns = 1, saved = 0, saved_general = 1;
   using x_columns = Columns<0>;
   using h_columns = Columns<0>;
   static constexpr bool has_c = false, backward_needs_h = true, backward_needs_h_prev = false;
 
-  static RNNFAST_INLINE State<T> forward(const V (&a)[1], State<T>, const Unit<T>& unit, V (&)[1]) {
-    const V h = unit.activation == Activation::tanh ? tanh(a[0]) : (a[0] < splat(T(0)) ? splat(T(0)) : a[0]);
+  static RNNFAST_INLINE State<T> forward(const V (&a)[1], State<T>, bool relu, V (&)[1]) {
+    const V h = relu ? (a[0] < splat(T(0)) ? splat(T(0)) : a[0]) : tanh(a[0]);
     return {h, h};
   }
 
-  static RNNFAST_INLINE State<T> backward(const V (&)[1], V h, State<T>, State<T> d, const Unit<T>& unit, V (&da)[1]) {
-    da[0] = unit.activation == Activation::tanh ? d.h * d_tanh(h) : (h > splat(T(0)) ? d.h : splat(T(0)));
+  static RNNFAST_INLINE State<T> backward(const V (&)[1], V h, State<T>, State<T> d, bool relu, V (&da)[1]) {
+    da[0] = relu ? (h > splat(T(0)) ? d.h : splat(T(0))) : d.h * d_tanh(h);
+    return {splat(T(0)), splat(T(0))};
+  }
+
+  static State<T> forward_general(const V (&a)[1], State<T>, const Unit<T>& unit, V (&saved)[1], V (&gates)[1]) {
+    const V h = unit.value(unit.gate, a[0]);
+    saved[0] = a[0], gates[0] = h;
+    return {h, h};
+  }
+
+  static State<T> backward_general(const V (&saved)[1], State<T>, State<T> d, const Unit<T>& unit, V (&da)[1], V*) {
+    da[0] = d.h * unit.slope(unit.gate, saved[0]);
     return {splat(T(0)), splat(T(0))};
   }
 };

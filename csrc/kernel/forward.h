@@ -5,6 +5,7 @@
 #pragma once
 
 #include "layout.h"
+#include "options.h"
 #include "plan.h"
 
 namespace rnnfast {
@@ -12,16 +13,19 @@ namespace {
 
 // One layer and direction as the time loop sees it.
 template <class C, class T> struct ForwardLayer {
+  Sizes n;
   Packed<C, T> weights;
-  bool reverse;
+  bool reverse, relu;
   Rows<const T> x;
   Rows<T> y;
-  const T *h0, *c0;  // [B, H] or null
+  const T *h0, *c0;  // [B, S] and [B, H], or null
   T *hn, *cn;
-  T* h;       // [2][B][H]: a sequence's step reads one half and writes the other
-  T* c;       // [panel][B][lane]
-  T* x_part;  // [panel][row of the block][gate][lane], a region for each part
-  T* saved;   // [panel][row][saved][lane], or null
+  T* h;        // [2][B][S]: a sequence's step reads one half and writes the other
+  T* operand;  // what enters U: h, or a copy of it times the recurrent mask
+  T* c;        // [panel][B][lane]
+  T* x_part;   // [panel][row of the block][gate][lane], a region for each part
+  T* saved;    // [panel][row][saved][lane], or null
+  Options<T> options;
   int64_t layer, direction;
 };
 
@@ -34,40 +38,39 @@ template <class C, class T> class ForwardPass {
         schedule_(arena_, pass),
         tape_(pass, schedule_.total()),
         interrupt_(pass.interrupted) {
-    const int64_t units = spec_.hidden_size, directions = spec_.num_directions;
-    panels_ = panels_of<T>(units);
-    const int64_t products = C::gates * units * (spec_.input_size + units) * pass.batch * directions;
+    const int64_t directions = spec_.num_directions, batch = pass.batch;
+    const Sizes most = largest_sizes<T>(spec_);
+    const int64_t products = C::gates * most.units * (spec_.input_size + most.outputs) * batch * directions;
     threads_ = useful_threads(pass.threads, products, pass.steps * spec_.num_layers);
-    extent_ = {pass.steps, pass.batch, panels_, panels_ * C::gates * width * static_cast<int64_t>(sizeof(T))};
-    block_ = forward_block(extent_, threads_);
+    block_ = forward_block(extent_of(most), threads_);
+    has_x_part_ = block_ > 1 || resets_before(spec_);
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
-    h_ = arena_.template take<T>(directions * 2 * pass.batch * units);
-    c_ = arena_.template take<T>(C::has_c ? directions * panels_ * pass.batch * width : 0);
-    if (block_ > 1) {
-      x_part_ = arena_.template take<T>(directions * x_part_size());
-      x_rows_ = arena_.template take<const T*>(threads_ * block_ * pass.batch);
+    h_ = arena_.template take<T>(directions * 2 * batch * most.outputs);
+    c_ = arena_.template take<T>(C::has_c ? directions * most.panels * batch * width : 0);
+    if (has_x_part_) {
+      x_part_size_ = block_ * batch * most.panels * C::gates * width;
+      x_part_ = arena_.template take<T>(directions * x_part_size_);
+      x_rows_ = arena_.template take<const T*>(threads_ * block_ * batch);
     }
-    const bool below = spec_.num_layers > 1;
-    if (below && !pass.tape)
-      for (T*& output : between_) output = arena_.template take<T>(output_size());
-    if (below && drops()) dropped_ = arena_.template take<T>(output_size());
+    if (has_recurrent_masks()) operand_ = arena_.template take<T>(directions * 2 * batch * most.outputs);
+    if (spec_.proj_size) unprojected_ = arena_.template take<T>(directions * batch * most.units);
+    if (resets_before(spec_)) {
+      reset_h_ = arena_.template take<T>(directions * batch * most.units);
+      columns_ = arena_.template take<T>(directions * most.panels * batch * C::columns * width);
+    }
+    take_sequences();
     if (!pass.packed) packed_ = arena_.template take<char>(static_cast<int64_t>(packed_bytes(spec_)));
   }
 
   static size_t packed_bytes(const Spec& spec) {
     Arena arena(nullptr);
-    for (int64_t l = 0; l < spec.num_layers; ++l)
-      for (int64_t d = 0; d < spec.num_directions; ++d) Packed<C, T>(arena, inputs_of(spec, l), spec.hidden_size);
+    for_each_packed(spec, arena, [](const Packed<C, T>&, int64_t) {});
     return arena.used();
   }
 
   static void pack(const Spec& spec, const Weights* weights, void* packed, int64_t part, int64_t parts) {
     Arena arena(packed);
-    const Range mine = share(panels_of<T>(spec.hidden_size), part, parts);
-    for (int64_t l = 0; l < spec.num_layers; ++l)
-      for (int64_t d = 0; d < spec.num_directions; ++d)
-        Packed<C, T>(arena, inputs_of(spec, l), spec.hidden_size)
-            .fill(weights[l * spec.num_directions + d], mine.first, mine.last);
+    for_each_packed(spec, arena, [&](const Packed<C, T>& p, int64_t number) { p.fill(weights[number], part, parts); });
   }
 
   size_t scratch_bytes() const { return arena_.used(); }
@@ -85,9 +88,30 @@ template <class C, class T> class ForwardPass {
   using V = vec<T>;
   using Layer = ForwardLayer<C, T>;
 
-  bool drops() const { return pass_.tape && pass_.dropout > 0; }
-  int64_t output_size() const { return pass_.steps * pass_.batch * spec_.num_directions * spec_.hidden_size; }
-  int64_t x_part_size() const { return block_ * pass_.batch * panels_ * C::gates * width; }
+  template <class Use> static void for_each_packed(const Spec& spec, Arena& arena, const Use& use) {
+    for (int64_t l = 0; l < spec.num_layers; ++l)
+      for (int64_t d = 0; d < spec.num_directions; ++d)
+        use(Packed<C, T>(arena, spec, sizes_of<T>(spec, l)), l * spec.num_directions + d);
+  }
+
+  // Outputs of layers below the top, and inputs times their masks.
+  void take_sequences() {
+    int64_t output = 0, masked = 0;
+    for (int64_t l = 0; l < spec_.num_layers; ++l) {
+      if (l > 0) output = max(output, inputs_of(spec_, l));
+      if (has_input_masks(pass_, l)) masked = max(masked, inputs_of(spec_, l));
+    }
+    const int64_t rows = pass_.steps * pass_.batch;
+    if (output && !pass_.tape)
+      for (T*& between : between_) between = arena_.template take<T>(rows * output);
+    if (masked) masked_ = arena_.template take<T>(rows * masked);
+  }
+
+  bool has_recurrent_masks() const { return pass_.tape && pass_.recurrent_masks; }
+  Extent extent_of(const Sizes& n) const {
+    return {pass_.steps, pass_.batch, n.panels, n.output_panels,
+            n.panels * C::gates * width * static_cast<int64_t>(sizeof(T))};
+  }
 
   void thread(int id, int count) {
     Flush flush;
@@ -98,46 +122,50 @@ template <class C, class T> class ForwardPass {
     }
     Arena packed(pass_.packed ? const_cast<void*>(pass_.packed) : packed_);
     for (int64_t l = 0; l < spec_.num_layers; ++l) {
-      for (int64_t d = 0; d < spec_.num_directions; ++d) {
-        const Packed<C, T> weights(packed, inputs_of(spec_, l), spec_.hidden_size);
-        if (d < team.directions.first || d >= team.directions.last) continue;
-        const Layer layer = make_layer(l, d, weights);
-        const int64_t weight_bytes = extent_.row_bytes * (spec_.hidden_size + weights.inputs);
-        run_layer(layer, make_part(team, extent_, weight_bytes, full_rows<C::gates>), id);
-      }
-      if (l + 1 == spec_.num_layers) break;
-      meetings_->barrier.wait(count);
-      if (drops()) {
-        apply_dropout(pass_, schedule_, l, read_only(output(l)), dropped(), share(pass_.steps, id, count));
+      const Sizes n = sizes_of<T>(spec_, l);
+      if (has_input_masks(pass_, l)) {
+        apply_input_masks(pass_, schedule_, l, input(l), masked(l), share(pass_.steps, id, count));
         meetings_->barrier.wait(count);
       }
+      for (int64_t d = 0; d < spec_.num_directions; ++d) {
+        const Packed<C, T> weights(packed, spec_, n);
+        if (d < team.directions.first || d >= team.directions.last) continue;
+        const Extent extent = extent_of(n);
+        const Layer layer = make_layer(l, d, weights);
+        run_layer(layer, make_part(team, extent, extent.row_bytes * (n.outputs + n.inputs), full_rows<C::gates>), id);
+      }
+      if (l + 1 < spec_.num_layers) meetings_->barrier.wait(count);
     }
   }
 
-  Rows<T> dropped() const { return contiguous(dropped_, pass_.batch, spec_.num_directions * spec_.hidden_size); }
-
+  Rows<const T> input(int64_t l) const { return l == 0 ? rows_of<T>(pass_.x) : read_only(output(l - 1)); }
+  Rows<T> masked(int64_t l) const { return contiguous(masked_, pass_.batch, inputs_of(spec_, l)); }
   Rows<T> output(int64_t l) const {
     if (l + 1 == spec_.num_layers) return rows_of<T>(pass_.y);
     if (pass_.tape) return tape_.output(l);
-    return contiguous(between_[l % 2], pass_.batch, spec_.num_directions * spec_.hidden_size);
+    return contiguous(between_[l % 2], pass_.batch, inputs_of(spec_, l + 1));
   }
 
   Layer make_layer(int64_t l, int64_t d, const Packed<C, T>& weights) const {
-    const int64_t number = l * spec_.num_directions + d, units = spec_.hidden_size;
     Layer layer;
+    layer.n = weights.n;
     layer.weights = weights;
     layer.reverse = d == 1;
-    layer.x = l == 0 ? rows_of<T>(pass_.x) : drops() ? read_only(dropped()) : read_only(output(l - 1));
+    layer.relu = spec_.activations[d].gate.function == Function::relu;
+    layer.x = has_input_masks(pass_, l) ? read_only(masked(l)) : input(l);
     layer.y = output(l);
-    layer.y.data += d * units;
-    layer.h0 = state_of<T>(pass_.h0, pass_, number);
-    layer.c0 = state_of<T>(pass_.c0, pass_, number);
-    layer.hn = state_of<T>(pass_.hn, pass_, number);
-    layer.cn = state_of<T>(pass_.cn, pass_, number);
-    layer.h = h_ + d * 2 * pass_.batch * units;
-    layer.c = C::has_c ? c_ + d * panels_ * pass_.batch * width : nullptr;
-    layer.x_part = block_ > 1 ? x_part_ + d * x_part_size() : nullptr;
+    layer.y.data += d * layer.n.outputs;
+    layer.h0 = state_of<T>(pass_.h0, pass_, l, d, outputs_of);
+    layer.c0 = state_of<T>(pass_.c0, pass_, l, d, units_of);
+    layer.hn = state_of<T>(pass_.hn, pass_, l, d, outputs_of);
+    layer.cn = state_of<T>(pass_.cn, pass_, l, d, units_of);
+    const int64_t state = d * 2 * pass_.batch * layer.n.outputs;
+    layer.h = h_ + state;
+    layer.operand = has_recurrent_masks() ? operand_ + state : layer.h;
+    layer.c = C::has_c ? c_ + d * layer.n.panels * pass_.batch * width : nullptr;
+    layer.x_part = has_x_part_ ? x_part_ + d * x_part_size_ : nullptr;
     layer.saved = pass_.tape && !pass_.segments ? tape_.saved(l, d) : nullptr;
+    layer.options = Options<T>(pass_, l, d, saved_values<C>(spec_));
     layer.layer = l, layer.direction = d;
     return layer;
   }
@@ -145,14 +173,14 @@ template <class C, class T> class ForwardPass {
   // --- the time loop of one layer and direction ---
 
   void run_layer(const Layer& layer, const Part& part, int id) {
-    load_state(layer, part);
+    for (int64_t b = part.rows.first; b < part.rows.last; ++b) begin(layer, part, b, 0, Start::initial);
     part.wait();
-    const T** x_rows = block_ > 1 ? x_rows_ + id * block_ * pass_.batch : nullptr;
+    const T** x_rows = has_x_part_ ? x_rows_ + id * block_ * pass_.batch : nullptr;
     for (int64_t s = 0; s < steps(); s += block_) {
       const int64_t place = (layer.layer * spec_.num_directions + layer.direction) * pass_.steps + s;
       if (interrupt_.stops(*part.meeting, part.leader, id == 0, place)) break;
       const Range block{s, min(s + block_, steps())};
-      if (block_ > 1) input_product(layer, part, block, x_rows);
+      if (has_x_part_) input_product(layer, part, block, x_rows);
       int64_t done = 0;  // rows of the block
       for (int64_t j = block.first; j < block.last; ++j) {
         if (keeps_boundaries() && j % segment_steps(pass_) == 0) keep_boundary(layer, part, j / segment_steps(pass_));
@@ -161,6 +189,7 @@ template <class C, class T> class ForwardPass {
       }
     }
     store_state(layer, part);
+    if (pass_.carry && layer.layer + 1 == spec_.num_layers) carry_output(layer, part);
   }
 
   bool keeps_boundaries() const { return C::has_c && pass_.tape && pass_.segments; }
@@ -177,34 +206,70 @@ template <class C, class T> class ForwardPass {
 
   int64_t time_of(const Layer& layer, int64_t s) const { return layer.reverse ? pass_.steps - 1 - s : s; }
 
-  // The half of h that holds sequence b's state after `steps` steps.
-  T* h_after(const Layer& layer, int64_t b, int64_t steps) const {
-    return layer.h + ((steps & 1) * pass_.batch + b) * spec_.hidden_size;
+  // Where sequence b's state after `steps` steps is, in `layer.h` and in `layer.operand`.
+  int64_t state_after(const Layer& layer, int64_t b, int64_t steps) const {
+    return ((steps & 1) * pass_.batch + b) * layer.n.outputs;
   }
 
-  void load_state(const Layer& layer, const Part& part) const {
-    for (int64_t b = part.rows.first; b < part.rows.last; ++b)
-      for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
-        const int64_t unit = p * width, valid = min(width, spec_.hidden_size - unit), at = b * spec_.hidden_size + unit;
-        store_n(h_after(layer, b, 0) + unit, layer.h0 ? load_n(layer.h0 + at, valid) : V{}, valid);
-        if (C::has_c) store<T>(layer.c + (p * pass_.batch + b) * width, layer.c0 ? load_n(layer.c0 + at, valid) : V{});
-      }
+  // This part's share of the state that sequence b starts from after `steps` steps.
+  void begin(const Layer& layer, const Part& part, int64_t b, int64_t steps, Start start) const {
+    const bool zero = start == Start::zero;
+    for (int64_t p = part.outputs.first; p < part.outputs.last; ++p) {
+      const int64_t unit = p * width, valid = min(width, layer.n.outputs - unit), at = b * layer.n.outputs + unit;
+      store_h(layer, b, state_after(layer, b, steps) + unit, unit,
+              layer.h0 && !zero ? load_n(layer.h0 + at, valid) : V{}, valid);
+    }
+    if (!C::has_c) return;
+    for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
+      const int64_t unit = p * width, valid = min(width, layer.n.units - unit), at = b * layer.n.units + unit;
+      store<T>(layer.c + (p * pass_.batch + b) * width, layer.c0 && !zero ? load_n(layer.c0 + at, valid) : V{});
+    }
+  }
+
+  RNNFAST_INLINE void store_h(const Layer& layer, int64_t b, int64_t at, int64_t unit, V h, int64_t valid) const {
+    store_part(layer.h + at, h, valid);
+    if (layer.operand == layer.h) return;
+    store_part(layer.operand + at, h * load_part(layer.options.recurrent_mask + b * layer.n.outputs + unit, valid),
+               valid);
   }
 
   void store_state(const Layer& layer, const Part& part) const {
-    for (int64_t b = part.rows.first; b < part.rows.last; ++b)
-      for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
-        const int64_t unit = p * width, valid = min(width, spec_.hidden_size - unit), at = b * spec_.hidden_size + unit;
-        const T* h = h_after(layer, b, schedule_.length(b)) + unit;
-        if (layer.hn) store_n(layer.hn + at, load_n(h, valid), valid);
-        if (C::has_c && layer.cn) store_n(layer.cn + at, load(layer.c + (p * pass_.batch + b) * width), valid);
+    for (int64_t b = part.rows.first; b < part.rows.last; ++b) {
+      const Start from = schedule_.final_start(b, layer.reverse);
+      const int64_t steps = schedule_.count(b);
+      if (from != Start::previous) begin(layer, part, b, steps, from);
+      for (int64_t p = part.outputs.first; layer.hn && p < part.outputs.last; ++p) {
+        const int64_t unit = p * width, valid = min(width, layer.n.outputs - unit);
+        const V h = load_n(layer.h + state_after(layer, b, steps) + unit, valid);
+        store_n(layer.hn + b * layer.n.outputs + unit, h, valid);
       }
+      for (int64_t p = part.panels.first; C::has_c && layer.cn && p < part.panels.last; ++p) {
+        const int64_t unit = p * width, valid = min(width, layer.n.units - unit);
+        store_n(layer.cn + b * layer.n.units + unit, load(layer.c + (p * pass_.batch + b) * width), valid);
+      }
+    }
+  }
+
+  // Steps that a row takes no part in repeat its output before, in the direction of the scan.
+  void carry_output(const Layer& layer, const Part& part) const {
+    const int64_t first = part.outputs.first * width, size = min(layer.n.outputs, part.outputs.last * width) - first;
+    for (int64_t b = part.rows.first; size > 0 && b < part.rows.last; ++b) {
+      const T* before = nullptr;
+      for (int64_t s = 0; s < pass_.steps; ++s) {
+        const int64_t t = time_of(layer, s);
+        T* y = layer.y.at(t, b) + first;
+        if (schedule_.takes_part(t, b))
+          before = y;
+        else if (before)
+          memcpy(y, before, static_cast<size_t>(size) * sizeof(T));
+      }
+    }
   }
 
   // --- the input product of a block of steps ---
 
   T* x_part_at(const Layer& layer, const Part& part, int64_t panel, int64_t row) const {
-    T* region = layer.x_part + part.rows.first * block_ * panels_ * C::gates * width;
+    T* region = layer.x_part + part.rows.first * block_ * layer.n.panels * C::gates * width;
     return region + (panel * part.rows.size() * block_ + row) * C::gates * width;
   }
 
@@ -230,8 +295,8 @@ template <class C, class T> class ForwardPass {
       RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) x[r] = x_rows[row + r];
       T* out[P];
       RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) out[p] = pass.x_part_at(layer, part, panel + p, row);
-      layer.weights.template multiply_input<R, P>(acc, x, panel);
-      layer.weights.template store_sums<R, P>(acc, out);
+      multiply<C::gates, R, P, T>(acc, x, layer.weights.w, layer.n.inputs, panel);
+      store_sums<C::gates, R, P, T>(acc, out);
     }
   };
 
@@ -240,36 +305,69 @@ template <class C, class T> class ForwardPass {
   // Returns its number of rows; `done` rows of the block came before.
   int64_t step(const Layer& layer, const Part& part, int64_t t, int64_t done) const {
     const StepRows rows = schedule_.rows(t, part.rows.first, part.rows.last);
-    run_tiles<C::gates>(StepTiles{*this, layer, part, rows, t, done}, rows.count, part.panels.first, part.panels.last);
+    if (schedule_.restarts(t, layer.reverse)) {
+      for (int64_t r = 0; r < rows.count; ++r) {
+        const int64_t b = rows.batch(r), number = rows.first + r;
+        if (schedule_.is_cut(number, layer.reverse))
+          begin(layer, part, b, schedule_.done(number, t, b, layer.reverse), schedule_.start(number, layer.reverse));
+      }
+      part.wait();
+    }
+    const Step all{*this, layer, part, rows, t, done};
+    if constexpr (C::gates == 3) {
+      if (layer.weights.split) {
+        run_tiles<2>(ResetTiles{all}, rows.count, part.panels.first, part.panels.last);
+        part.wait();
+        run_tiles<1>(CandidateTiles{all}, rows.count, part.panels.first, part.panels.last);
+        return rows.count;
+      }
+    }
+    run_tiles<C::gates>(StepTiles{all}, rows.count, part.panels.first, part.panels.last);
+    if (layer.weights.hr) {
+      part.wait();
+      run_tiles<1>(ProjectionTiles{all}, rows.count, part.outputs.first, part.outputs.last);
+    }
     return rows.count;
   }
 
-  struct StepTiles {
+  // What the tiles of a step have in common.
+  struct Step {
     const ForwardPass& pass;
     const Layer& layer;
     const Part& part;
     const StepRows& rows;
     int64_t t, done;
 
+    // Where the state before a row's step is; that after it is in the other half.
+    RNNFAST_INLINE int64_t state_before(int64_t r, int64_t b, int64_t* after) const {
+      const int64_t steps = pass.schedule_.done(rows.first + r, t, b, layer.reverse);
+      *after = pass.state_after(layer, b, steps + 1);
+      return pass.state_after(layer, b, steps);
+    }
+    T* x_part(int64_t panel, int64_t r) const { return pass.x_part_at(layer, part, panel, done + r); }
+  };
+
+  struct StepTiles : Step {
     template <int R, int P> void tile(int64_t panel, int64_t row) const {
+      const ForwardPass& pass = this->pass;
+      const Layer& layer = this->layer;
       V acc[R][P * C::gates];
       const T *x[R], *h[R];
-      T* h_next[R];
+      int64_t after[R];
       RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) {
-        const int64_t b = rows.batch(row + r), before = pass.schedule_.done(t, b, layer.reverse);
-        x[r] = layer.x.at(t, b);
-        h[r] = pass.h_after(layer, b, before);
-        h_next[r] = pass.h_after(layer, b, before + 1);
+        const int64_t b = this->rows.batch(row + r);
+        x[r] = layer.x.at(this->t, b);
+        h[r] = layer.operand + this->state_before(row + r, b, &after[r]);
       }
       alignas(64) T fused[P][R * C::gates * width];
       T* x_part[P];  // [row][gate][lane]
       RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p)
-        x_part[p] = pass.block_ > 1 ? pass.x_part_at(layer, part, panel + p, done + row) : fused[p];
+        x_part[p] = pass.block_ > 1 ? Step::x_part(panel + p, row) : fused[p];
       if (pass.block_ == 1) {
-        layer.weights.template multiply_input<R, P>(acc, x, panel);
-        layer.weights.template store_sums<R, P>(acc, x_part);
+        multiply<C::gates, R, P, T>(acc, x, layer.weights.w, layer.n.inputs, panel);
+        store_sums<C::gates, R, P, T>(acc, x_part);
       }
-      layer.weights.template multiply_hidden<R, P>(acc, h, panel);
+      multiply<C::gates, R, P, T>(acc, h, layer.weights.u, layer.n.outputs, panel);
       V h_part[R][P * C::gates];  // in memory, so that the loops below need not be unrolled
       RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
         RNNFAST_UNROLL_FOR (int j = 0; j < P * C::gates; ++j) h_part[r][j] = acc[r][j];
@@ -277,19 +375,21 @@ template <class C, class T> class ForwardPass {
         for (int p = 0; p < P; ++p) {
           V a[C::columns];
           layer.weights.join(x_part[p] + r * C::gates * width, h_part[r] + p * C::gates, panel + p, a);
-          pass.apply_cell(layer, rows, t, row + r, panel + p, a, h[r], h_next[r]);
+          pass.apply_cell(layer, this->rows, this->t, row + r, panel + p, a, h[r], after[r]);
         }
     }
   };
 
+  // `h` is what entered U, `after` where the new state goes.
   RNNFAST_INLINE void apply_cell(const Layer& layer, const StepRows& rows, int64_t t, int64_t r, int64_t p,
-                                 const V (&a)[C::columns], const T* h, T* h_next) const {
-    const int64_t b = rows.batch(r), unit = p * width, valid = min(width, spec_.hidden_size - unit);
+                                 const V (&a)[C::columns], const T* h, int64_t after) const {
+    if (layer.options.any) return apply_cell_with_options(layer, rows, t, r, p, a, h - layer.operand, after);
+    const int64_t b = rows.batch(r), unit = p * width, valid = min(width, layer.n.units - unit);
     T* c = C::has_c ? layer.c + (p * pass_.batch + b) * width : nullptr;
     const State<T> prev{load_part(h + unit, valid), C::has_c ? load(c) : V{}};
     V saved[C::saved ? C::saved : 1];
-    const State<T> next = C::forward(a, prev, Unit<T>{spec_.activation}, saved);
-    store_part(h_next + unit, next.h, valid);
+    const State<T> next = C::forward(a, prev, layer.relu, saved);
+    store_part(layer.h + after + unit, next.h, valid);
     store_part(layer.y.at(t, b) + unit, next.h, valid);
     if (C::has_c) store<T>(c, next.c);
     if (layer.saved) {
@@ -298,17 +398,137 @@ template <class C, class T> class ForwardPass {
     }
   }
 
+  __attribute__((noinline)) void apply_cell_with_options(const Layer& layer, const StepRows& rows, int64_t t, int64_t r,
+                                                         int64_t p, const V (&a)[C::columns], int64_t before,
+                                                         int64_t after) const {
+    const Options<T>& options = layer.options;
+    const int64_t b = rows.batch(r), unit = p * width, valid = min(width, layer.n.units - unit);
+    T* c = C::has_c ? layer.c + (p * pass_.batch + b) * width : nullptr;
+    const bool projects = layer.weights.hr;
+    const State<T> prev{projects ? V{} : load_part(layer.h + before + unit, valid), C::has_c ? load(c) : V{}};
+    V saved[C::saved_general] = {}, gates[C::gates];
+    const State<T> next = run_cell<C>(options, layer.weights.peepholes, p, a, prev, layer.relu, saved, gates,
+                                      {(t * pass_.batch + b) * layer.n.units + unit, valid});
+    if (projects) {
+      store_part(unprojected(layer, b) + unit, next.h, valid);
+    } else {
+      store_h(layer, b, after + unit, unit, next.h, valid);
+      store_part(layer.y.at(t, b) + unit, next.h, valid);
+    }
+    if (C::has_c) store<T>(c, next.c);
+    if (options.cells.data) store_part(options.cells.at(t, b) + unit, next.c, valid);
+    for (int g = 0; options.gates.data && g < C::gates; ++g)
+      store_part(options.gates.at(t, b) + g * layer.n.units + unit, gates[g], valid);
+    if (layer.saved) {
+      T* out = layer.saved + (p * schedule_.total() + rows.first + r) * options.saved * width;
+      for (int j = 0; j < options.saved; ++j) store<T>(out + j * width, saved[j]);
+    }
+  }
+
+  // --- projection: h = W_hr m, once every unit's m = o * tanh(c) is known ---
+
+  T* unprojected(const Layer& layer, int64_t b) const {
+    return unprojected_ + (layer.direction * pass_.batch + b) * layer.n.units;
+  }
+
+  struct ProjectionTiles : Step {
+    template <int R, int P> void tile(int64_t panel, int64_t row) const {
+      const Layer& layer = this->layer;
+      V sums[R][P];
+      const T* m[R];
+      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) m[r] = this->pass.unprojected(layer, this->rows.batch(row + r));
+      multiply<1, R, P, T>(sums, m, layer.weights.hr, layer.n.units, panel);
+      V h[R][P];
+      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
+        RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) h[r][p] = sums[r][p];
+      for (int r = 0; r < R; ++r) {
+        const int64_t b = this->rows.batch(row + r);
+        int64_t after;
+        this->state_before(row + r, b, &after);
+        for (int p = 0; p < P; ++p) {
+          const int64_t unit = (panel + p) * width, valid = min(width, layer.n.outputs - unit);
+          this->pass.store_h(layer, b, after + unit, unit, h[r][p], valid);
+          store_part(layer.y.at(this->t, b) + unit, h[r][p], valid);
+        }
+      }
+    }
+  };
+
+  // --- GRU with the reset gate before the product: first r, z and r * h, then n ---
+
+  T* reset_h(const Layer& layer, int64_t b) const {
+    return reset_h_ + (layer.direction * pass_.batch + b) * layer.n.units;
+  }
+  T* columns_at(const Layer& layer, int64_t panel, int64_t b) const {
+    return columns_ + ((layer.direction * layer.n.panels + panel) * pass_.batch + b) * C::columns * width;
+  }
+
+  struct ResetTiles : Step {
+    template <int R, int P> void tile(int64_t panel, int64_t row) const {
+      const Layer& layer = this->layer;
+      V sums[R][P * 2];
+      const T* h[R];
+      int64_t after;
+      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
+        h[r] = layer.operand + this->state_before(row + r, this->rows.batch(row + r), &after);
+      multiply<2, R, P, T>(sums, h, layer.weights.u, layer.n.outputs, panel);
+      V h_part[R][P * 2];
+      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
+        RNNFAST_UNROLL_FOR (int j = 0; j < P * 2; ++j) h_part[r][j] = sums[r][j];
+      for (int r = 0; r < R; ++r)
+        for (int p = 0; p < P; ++p) finish(row + r, panel + p, h_part[r] + p * 2, h[r]);
+    }
+
+    void finish(int64_t r, int64_t p, const V* h_sums, const T* h) const {
+      const Layer& layer = this->layer;
+      const int64_t b = this->rows.batch(r), unit = p * width, valid = min(width, layer.n.units - unit);
+      const V sums[3] = {h_sums[0], h_sums[1], V{}};
+      V a[C::columns];
+      layer.weights.join(this->x_part(p, r), sums, p, a);
+      T* columns = this->pass.columns_at(layer, p, b);
+      for (int g = 0; g < C::columns; ++g) store<T>(columns + g * width, a[g]);
+      const V reset = C::reset(a[0], load_part(h + unit, valid), layer.options.unit(nullptr));
+      store_part(this->pass.reset_h(layer, b) + unit, reset, valid);
+    }
+  };
+
+  struct CandidateTiles : Step {
+    template <int R, int P> void tile(int64_t panel, int64_t row) const {
+      const Layer& layer = this->layer;
+      V sums[R][P], h_part[R][P];
+      const T* h[R];
+      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) h[r] = this->pass.reset_h(layer, this->rows.batch(row + r));
+      multiply<1, R, P, T>(sums, h, layer.weights.u_n, layer.n.outputs, panel);
+      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
+        RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) h_part[r][p] = sums[r][p];
+      for (int r = 0; r < R; ++r)
+        for (int p = 0; p < P; ++p) finish(row + r, panel + p, h_part[r][p]);
+    }
+
+    void finish(int64_t r, int64_t p, V h_sum) const {
+      const int64_t b = this->rows.batch(r);
+      const T* columns = this->pass.columns_at(this->layer, p, b);
+      V a[C::columns];
+      for (int g = 0; g < C::columns; ++g) a[g] = load(columns + g * width);
+      a[3] = h_sum + a[3];
+      int64_t after;
+      const int64_t before = this->state_before(r, b, &after);
+      this->pass.apply_cell_with_options(this->layer, this->rows, this->t, r, p, a, before, after);
+    }
+  };
+
   const Forward& pass_;
   const Spec& spec_;
   Arena arena_;
   Schedule schedule_;
   Tape<C, T> tape_;
-  Extent extent_;
-  int64_t panels_, block_;
+  int64_t block_, x_part_size_ = 0;
+  bool has_x_part_;
   int threads_;
   Meeting* meetings_;
   Interrupt interrupt_;
-  T *h_, *c_, *x_part_ = nullptr, *between_[2] = {}, *dropped_ = nullptr;
+  T *h_, *c_, *operand_ = nullptr, *x_part_ = nullptr, *between_[2] = {}, *masked_ = nullptr;
+  T *unprojected_ = nullptr, *reset_h_ = nullptr, *columns_ = nullptr;
   const T** x_rows_ = nullptr;
   char* packed_ = nullptr;
 };

@@ -24,67 +24,130 @@ template <class T> Rows<T> contiguous(T* data, int64_t batch, int64_t features) 
 }
 template <class T> Rows<const T> read_only(const Rows<T>& r) { return {r.data, r.stride_t, r.stride_b}; }
 
-// A state array [L*D, B, H], or null.
-template <class T> T* state_of(void* state, const Forward& pass, int64_t number) {
-  return state ? static_cast<T*>(state) + number * pass.batch * pass.spec.hidden_size : nullptr;
-}
-template <class T> const T* state_of(const void* state, const Forward& pass, int64_t number) {
-  return state_of<T>(const_cast<void*>(state), pass, number);
+// The sizes of one layer and direction.
+struct Sizes {
+  int64_t inputs, units, outputs;  // I_l, H, S
+  int64_t panels, output_panels;   // vectors of H and of S
+};
+template <class T> Sizes sizes_of(const Spec& spec, int64_t layer) {
+  const int64_t units = units_of(spec, layer), outputs = outputs_of(spec, layer);
+  return {inputs_of(spec, layer), units, outputs, panels_of<T>(units), panels_of<T>(outputs)};
 }
 
-inline int64_t inputs_of(const Spec& spec, int64_t layer) {
-  return layer == 0 ? spec.input_size : spec.num_directions * spec.hidden_size;
+// Each size's largest over the layers: scratch memory serves layer after layer.
+template <class T> Sizes largest_sizes(const Spec& spec) {
+  Sizes most{};
+  for (int64_t l = 0; l < spec.num_layers; ++l) {
+    const Sizes n = sizes_of<T>(spec, l);
+    most = {max(most.inputs, n.inputs), max(most.units, n.units), max(most.outputs, n.outputs),
+            max(most.panels, n.panels), max(most.output_panels, n.output_panels)};
+  }
+  return most;
 }
-inline int64_t widest_input(const Spec& spec) {
-  return spec.num_layers == 1 ? spec.input_size : max(spec.input_size, inputs_of(spec, 1));
+
+// The [B, size] part of an array of states that belongs to a layer and direction, or null. `size_of` is units_of or
+// outputs_of.
+using SizeOf = int64_t (*)(const Spec&, int64_t);
+template <class T> T* state_of(void* states, const Forward& pass, int64_t layer, int64_t direction, SizeOf size_of) {
+  if (!states) return nullptr;
+  int64_t rows_before = direction * size_of(pass.spec, layer);
+  for (int64_t l = 0; l < layer; ++l) rows_before += pass.spec.num_directions * size_of(pass.spec, l);
+  return static_cast<T*>(states) + rows_before * pass.batch;
+}
+template <class T>
+const T* state_of(const void* states, const Forward& pass, int64_t layer, int64_t direction, SizeOf size_of) {
+  return state_of<T>(const_cast<void*>(states), pass, layer, direction, size_of);
+}
+
+inline bool resets_before(const Spec& spec) { return spec.cell == Cell::gru && !spec.reset_after; }
+
+// Whether the cell's general form is needed.
+inline bool is_standard(const Activation& a, Function standard) {
+  return a.function == Function::standard || a.function == standard;
+}
+inline bool is_general(const Spec& spec) {
+  bool standard = true;
+  for (int d = 0; d < spec.num_directions; ++d) {
+    const Activations& a = spec.activations[d];
+    if (spec.cell == Cell::rnn)
+      standard &= is_standard(a.gate, Function::tanh) || a.gate.function == Function::relu;
+    else
+      standard &= is_standard(a.gate, Function::sigmoid) && is_standard(a.candidate, Function::tanh) &&
+                  (spec.cell != Cell::lstm || is_standard(a.output, Function::tanh));
+  }
+  return !standard || spec.clip > 0 || spec.peepholes || spec.coupled_gates || resets_before(spec) ||
+         spec.zoneout_h > 0 || spec.zoneout_c > 0;
+}
+template <class C> int64_t saved_values(const Spec& spec) { return is_general(spec) ? C::saved_general : C::saved; }
+
+// Every gate's column, in order.
+template <int Gates> struct InOrder;
+template <> struct InOrder<1> : Columns<0> {};
+template <> struct InOrder<2> : Columns<0, 1> {};
+template <> struct InOrder<3> : Columns<0, 1, 2> {};
+template <> struct InOrder<4> : Columns<0, 1, 2, 3> {};
+
+// The sums of `R` rows and `P` panels with `Gates` columns each, in registers.
+template <class T, int Gates, int R, int P> using Sums = vec<T>[R][P * Gates];
+
+// sums = a times the packed weights [panel][k][gate][lane], from `panel` on. Each sum starts from 0.
+template <int Gates, int R, int P, class T>
+RNNFAST_INLINE void multiply(Sums<T, Gates, R, P>& sums, const T* const (&a)[R], const T* packed, int64_t k_size,
+                             int64_t panel) {
+  const T* b[P];
+  RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) b[p] = packed + (panel + p) * k_size * Gates * lanes<T>;
+  RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
+    RNNFAST_UNROLL_FOR (int j = 0; j < P * Gates; ++j) sums[r][j] = vec<T>{};
+  accumulate<InOrder<Gates>, 1, Gates, R, P, T>(sums, a, b, k_size);
+}
+
+// To [row][gate][lane] at out[p].
+template <int Gates, int R, int P, class T>
+RNNFAST_INLINE void store_sums(const Sums<T, Gates, R, P>& sums, T* const (&out)[P]) {
+  RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p)
+    RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
+      RNNFAST_UNROLL_FOR (int g = 0; g < Gates; ++g)
+        store<T>(out[p] + (r * Gates + g) * lanes<T>, sums[r][p * Gates + g]);
 }
 
 // The packed weights of one layer and direction.
 template <class C, class T> struct Packed {
   static constexpr int64_t width = lanes<T>;
-  int64_t inputs = 0, units = 0;
-  T* w = nullptr;     // [panel][k < I][gate][lane]
-  T* u = nullptr;     // [panel][k < H][gate][lane]
-  T* bias = nullptr;  // [panel][column][lane]
+  Sizes n{};
+  bool split = false;      // U in two parts: the reset gate of GRU stands between them
+  T* w = nullptr;          // [panel][k < I][gate][lane]
+  T* u = nullptr;          // [panel][k < S][gate][lane]; split: of the first two gates, and then u_n
+  T* u_n = nullptr;        // [panel][k < S][lane]
+  T* bias = nullptr;       // [panel][column][lane]
+  T* hr = nullptr;         // [panel of S][k < H][lane], with a projection
+  T* peepholes = nullptr;  // [panel][3][lane]
 
   Packed() = default;
-  Packed(Arena& arena, int64_t inputs, int64_t units) : inputs(inputs), units(units) {
-    const int64_t panels = panels_of<T>(units);
-    w = arena.take<T>(panels * inputs * C::gates * width);
-    u = arena.take<T>(panels * units * C::gates * width);
-    bias = arena.take<T>(panels * C::columns * width);
+  Packed(Arena& arena, const Spec& spec, const Sizes& n) : n(n), split(resets_before(spec)) {
+    w = arena.take<T>(n.panels * n.inputs * C::gates * width);
+    u = arena.take<T>(n.panels * n.outputs * C::gates * width);
+    if (split) u_n = u + n.panels * n.outputs * 2 * width;
+    bias = arena.take<T>(n.panels * C::columns * width);
+    if (spec.proj_size) hr = arena.take<T>(n.output_panels * n.units * width);
+    if (spec.peepholes) peepholes = arena.take<T>(n.panels * 3 * width);
   }
 
-  void fill(const Weights& from, int64_t first, int64_t last) const {
-    pack_by_unit(static_cast<const T*>(from.weight_ih), C::gates, units, inputs, w, first, last);
-    pack_by_unit(static_cast<const T*>(from.weight_hh), C::gates, units, units, u, first, last);
-    for (int64_t p = first; p < last; ++p) fill_bias(from, p);
+  // A share of the work; everything is packed when all shares are.
+  void fill(const Weights& from, int64_t share_number, int64_t shares) const {
+    const Range own = share(n.panels, share_number, shares);
+    const T* weight_hh = static_cast<const T*>(from.weight_hh);
+    pack_by_unit(static_cast<const T*>(from.weight_ih), C::gates, n.units, n.inputs, w, own.first, own.last);
+    pack_by_unit(weight_hh, split ? 2 : C::gates, n.units, n.outputs, u, own.first, own.last);
+    if (split) pack_by_unit(weight_hh + 2 * n.units * n.outputs, 1, n.units, n.outputs, u_n, own.first, own.last);
+    for (int64_t p = own.first; p < own.last; ++p) fill_bias(from, p);
+    if (peepholes) pack_by_unit(static_cast<const T*>(from.weight_ch), 3, n.units, 1, peepholes, own.first, own.last);
+    if (!hr) return;
+    const Range outputs = share(n.output_panels, share_number, shares);
+    pack_by_unit(static_cast<const T*>(from.weight_hr), 1, n.outputs, n.units, hr, outputs.first, outputs.last);
   }
 
-  // --- the sums of `R` rows and `P` panels, in registers ---
-  // x and h have a chain of additions each, which starts from 0; the bias comes last. One chain for both, starting
-  // with the bias, was measured to have a fifth more error.
-
-  template <int R, int P> using Sums = vec<T>[R][P * C::gates];
-
-  template <int R, int P>
-  RNNFAST_INLINE void multiply_input(Sums<R, P>& acc, const T* const (&x)[R], int64_t panel) const {
-    multiply<R, P>(acc, x, w, inputs, panel);
-  }
-  template <int R, int P>
-  RNNFAST_INLINE void multiply_hidden(Sums<R, P>& acc, const T* const (&h)[R], int64_t panel) const {
-    multiply<R, P>(acc, h, u, units, panel);
-  }
-
-  // To [row][gate][lane] at out[p].
-  template <int R, int P> static RNNFAST_INLINE void store_sums(const Sums<R, P>& acc, T* const (&out)[P]) {
-    RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p)
-      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
-        RNNFAST_UNROLL_FOR (int g = 0; g < C::gates; ++g)
-          store<T>(out[p] + (r * C::gates + g) * width, acc[r][p * C::gates + g]);
-  }
-
-  // The columns of one row and panel, from its sums [gate][lane] over x and over h.
+  // The columns of one row and panel, from its sums [gate][lane] over x and over h, which have a chain of additions
+  // each; the bias comes last. One chain for both, starting with the bias, was measured to have a fifth more error.
   RNNFAST_INLINE void join(const T* x, const vec<T>* h, int64_t panel, vec<T> (&a)[C::columns]) const {
     const T* first = bias + panel * C::columns * width;
     RNNFAST_UNROLL_FOR (int g = 0; g < C::gates; ++g) {
@@ -99,24 +162,14 @@ template <class C, class T> struct Packed {
   }
 
  private:
-  template <int R, int P>
-  RNNFAST_INLINE void multiply(Sums<R, P>& acc, const T* const (&a)[R], const T* packed, int64_t k_size,
-                               int64_t panel) const {
-    const T* b[P];
-    RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) b[p] = packed + (panel + p) * k_size * C::gates * width;
-    RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
-      RNNFAST_UNROLL_FOR (int j = 0; j < P * C::gates; ++j) acc[r][j] = vec<T>{};
-    accumulate<typename C::x_columns, 1, C::gates, R, P, T>(acc, a, b, k_size);
-  }
-
   void fill_bias(const Weights& from, int64_t p) const {
     const T* b_ih = static_cast<const T*>(from.bias_ih);
     const T* b_hh = static_cast<const T*>(from.bias_hh);
     T* out = bias + p * C::columns * width;
     for (int64_t j = 0; j < C::columns * width; ++j) out[j] = T(0);
     for (int g = 0; g < C::gates; ++g)
-      for (int64_t lane = 0; lane < min(width, units - p * width); ++lane) {
-        const int64_t at = g * units + p * width + lane;
+      for (int64_t lane = 0; lane < min(width, n.units - p * width); ++lane) {
+        const int64_t at = g * n.units + p * width + lane;
         if (b_ih) out[C::x_columns::at(g) * width + lane] += b_ih[at];
         if (b_hh) out[C::h_columns::at(g) * width + lane] += b_hh[at];
       }
@@ -139,58 +192,79 @@ inline int64_t segment_steps(const Forward& pass) {
 // c that each segment starts from; the h is in the output.
 template <class C, class T> class Tape {
  public:
-  explicit Tape(const Forward& pass, int64_t rows) : spec_(pass.spec), batch_(pass.batch), arena_(pass.tape), used_(0) {
-    const Spec& s = pass.spec;
-    const int64_t cells = s.num_layers * s.num_directions, panels = panels_of<T>(s.hidden_size);
-    saved_size_ = pass.segments ? 0 : panels * rows * C::saved * lanes<T>;
-    saved_ = arena_.template take<T>(cells * saved_size_);
-    boundary_size_ = C::has_c ? panels * pass.batch * lanes<T> : 0;
+  Tape(const Forward& pass, int64_t rows) : pass_(pass), rows_(rows), values_(saved_values<C>(pass.spec)) {
     boundaries_ = pass.segments ? ceil_div(pass.steps, segment_steps(pass)) : 0;
-    boundary_ = arena_.template take<T>(cells * boundaries_ * boundary_size_);
-    output_size_ = pass.steps * pass.batch * s.num_directions * s.hidden_size;
-    outputs_ = arena_.template take<T>((s.num_layers - 1) * output_size_);
-    used_ = arena_.used();
+    Arena arena(nullptr);
+    for (int64_t l = 0; l < pass.spec.num_layers; ++l) layer(l, arena);
+    bytes_ = arena.used();
   }
 
-  size_t bytes() const { return used_; }
+  size_t bytes() const { return bytes_; }
   // [panel][row][saved][lane]
-  T* saved(int64_t layer, int64_t direction) const {
-    return saved_ + (layer * spec_.num_directions + direction) * saved_size_;
-  }
+  T* saved(int64_t l, int64_t direction) const { return layer(l).saved[direction]; }
   // [panel][B][lane]: c before the first step of a segment
-  T* boundary(int64_t layer, int64_t direction, int64_t segment) const {
-    return boundary_ + ((layer * spec_.num_directions + direction) * boundaries_ + segment) * boundary_size_;
+  T* boundary(int64_t l, int64_t direction, int64_t segment) const {
+    return layer(l).boundary[direction] + segment * boundary_size(l);
   }
-  // [T, B, D*H], below the top layer
-  Rows<T> output(int64_t layer) const {
-    return contiguous(outputs_ + layer * output_size_, batch_, spec_.num_directions * spec_.hidden_size);
-  }
+  // [T, B, D*S], below the top layer
+  Rows<T> output(int64_t l) const { return contiguous(layer(l).output, pass_.batch, inputs_of(pass_.spec, l + 1)); }
 
  private:
-  Spec spec_;
-  int64_t batch_;
-  Arena arena_;
-  size_t used_;
-  int64_t saved_size_, boundary_size_, boundaries_, output_size_;
-  T *saved_, *boundary_, *outputs_;
+  struct Parts {
+    T *saved[2], *boundary[2], *output;
+  };
+
+  Parts layer(int64_t l) const {
+    Arena arena(pass_.tape);
+    for (int64_t below = 0; below < l; ++below) layer(below, arena);
+    return layer(l, arena);
+  }
+  Parts layer(int64_t l, Arena& arena) const {
+    const Spec& spec = pass_.spec;
+    const int64_t saved_size = pass_.segments ? 0 : panels_of<T>(units_of(spec, l)) * rows_ * values_ * lanes<T>;
+    Parts parts{};
+    for (int64_t d = 0; d < spec.num_directions; ++d) {
+      parts.saved[d] = arena.take<T>(saved_size);
+      parts.boundary[d] = arena.take<T>(boundaries_ * boundary_size(l));
+    }
+    const bool top = l + 1 == spec.num_layers;
+    parts.output = arena.take<T>(top ? 0 : pass_.steps * pass_.batch * inputs_of(spec, l + 1));
+    return parts;
+  }
+  int64_t boundary_size(int64_t l) const {
+    return C::has_c ? panels_of<T>(units_of(pass_.spec, l)) * pass_.batch * lanes<T> : 0;
+  }
+
+  const Forward& pass_;
+  int64_t rows_, values_, boundaries_;
+  size_t bytes_ = 0;
 };
 
-// out = x * mask / (1 - p) over the rows of a schedule, a share of them; x may be out.
+// out = x times the masks of a layer's input, over the rows of some steps; x may be out. Where dropout is between
+// layers, its mask is a function of the row; the mask of the whole sequence, if there is one, is the caller's.
 template <class T>
-void apply_dropout(const Forward& pass, const Schedule& schedule, int64_t layer, Rows<const T> x, Rows<T> out,
-                   Range steps) {
-  const int64_t features = pass.spec.num_directions * pass.spec.hidden_size;
-  const T scale = pass.dropout < 1 ? T(1 / (1 - pass.dropout)) : T(0);
+void apply_input_masks(const Forward& pass, const Schedule& schedule, int64_t layer, Rows<const T> x, Rows<T> out,
+                       Range steps) {
+  const int64_t features = inputs_of(pass.spec, layer);
+  const T* mask = pass.input_masks ? static_cast<const T*>(pass.input_masks[layer]) : nullptr;
+  const double p = layer > 0 ? pass.dropout : 0;
+  const T scale = p < 1 ? T(1 / (1 - p)) : T(0);
   for (int64_t t = steps.first; t < steps.last; ++t) {
     const StepRows rows = schedule.rows(t);
     for (int64_t r = 0; r < rows.count; ++r) {
       const int64_t b = rows.batch(r);
-      const uint64_t key = dropout_key(pass.seed, layer, t, b);
-      const T* in = x.at(t, b);
+      const uint64_t key = dropout_key(pass.seed, layer - 1, t, b);
+      const T *in = x.at(t, b), *factors = mask ? mask + b * features : nullptr;
       T* to = out.at(t, b);
-      for (int64_t j = 0; j < features; ++j) to[j] = dropout_keeps(key, j, pass.dropout) ? in[j] * scale : T(0);
+      for (int64_t j = 0; j < features; ++j) {
+        const T kept = p == 0 ? in[j] : dropout_keeps(key, j, p) ? in[j] * scale : T(0);
+        to[j] = factors ? kept * factors[j] : kept;
+      }
     }
   }
+}
+inline bool has_input_masks(const Forward& pass, int64_t layer) {
+  return pass.tape && ((layer > 0 && pass.dropout > 0) || (pass.input_masks && pass.input_masks[layer]));
 }
 
 }  // namespace

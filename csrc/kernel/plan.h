@@ -54,7 +54,7 @@ struct Team {
 // What one thread of a team owns in the recurrence: some rows of the batch and some panels of units. Threads with the
 // same rows are peers: they need each other's h at every step.
 struct Part {
-  Range rows, panels;
+  Range rows, panels, outputs;  // outputs: panels of h; as panels, but for a projection
   Meeting* meeting;
   int peers;
   bool leader;
@@ -64,7 +64,8 @@ struct Part {
 
 // The sizes of one layer that the plan depends on.
 struct Extent {
-  int64_t steps, batch, panels, row_bytes;  // row_bytes: the gates of one row, all units; as much as weights for one k
+  int64_t steps, batch, panels, output_panels;
+  int64_t row_bytes;  // row_bytes: the gates of one row, all units; as much as weights for one k
 };
 
 // One for all, one for each team, one for each thread's part.
@@ -85,8 +86,14 @@ inline Part make_part(const Team& team, const Extent& e, int64_t weight_bytes, i
   constexpr int64_t private_cache = 1 << 20;
   const bool by_rows =
       team.size > 1 && e.batch >= team.size * tile_rows && (weight_bytes <= private_cache || e.panels < 2 * team.size);
-  if (by_rows) return {share(e.batch, team.rank, team.size), {0, e.panels}, team.parts + team.rank, 1, true};
-  return {{0, e.batch}, share(e.panels, team.rank, team.size), team.parts, team.size, team.rank == 0};
+  if (by_rows)
+    return {share(e.batch, team.rank, team.size), {0, e.panels}, {0, e.output_panels}, team.parts + team.rank, 1, true};
+  return {{0, e.batch},
+          share(e.panels, team.rank, team.size),
+          share(e.output_panels, team.rank, team.size),
+          team.parts,
+          team.size,
+          team.rank == 0};
 }
 
 // A region of several threads costs microseconds to start and a barrier per step: below this much work (fused

@@ -44,52 +44,60 @@ struct StepRows {
   int64_t batch(int64_t r) const { return b ? b[r] : b0 + r; }
 };
 
+// Where a row's state comes from: the row before it in the scan, the initial state, or nowhere.
+enum class Start : uint8_t { previous, initial, zero };
+
 class Schedule {
  public:
-  Schedule(Arena& arena, const Forward& pass) : steps_(pass.steps), batch_(pass.batch), lengths_(pass.lengths) {
-    if (!lengths_) return;
-    for (int64_t b = 0; b < batch_; ++b) total_ += lengths_[b];
+  Schedule(Arena& arena, const Forward& pass) : pass_(pass), steps_(pass.steps), batch_(pass.batch) {
+    irregular_ = pass.lengths || pass.mask || pass.reset;
+    if (!irregular_) return;
+    for (int64_t b = 0; pass.lengths && b < batch_; ++b) total_ += pass.lengths[b];
+    for (int64_t i = 0; pass.mask && i < steps_ * batch_; ++i) total_ += pass.mask[i] != 0;
+    if (!pass.lengths && !pass.mask) total_ = steps_ * batch_;
     offset_ = arena.take<int64_t>(steps_ + 1);
+    row_ = arena.take<Row>(total_);
     b_ = arena.take<int32_t>(total_);
-    earlier_ = arena.take<int64_t>(total_);
-    later_ = arena.take<int64_t>(total_);
-    latest_ = arena.take<int64_t>(batch_);
-    live_ = arena.take<int32_t>(batch_);
+    sequence_ = arena.take<Sequence>(batch_);
+    for (uint8_t*& restarts : restarts_) restarts = arena.take<uint8_t>(pass.reset ? steps_ : 0);
   }
 
   // Fills the tables; before any thread reads them.
   void build() {
-    if (!lengths_) return;
-    int64_t row = 0, live = batch_;
-    for (int64_t b = 0; b < batch_; ++b) live_[b] = static_cast<int32_t>(b), latest_[b] = -1;
+    if (!irregular_) return;
+    for (int64_t b = 0; b < batch_; ++b) sequence_[b] = {};
+    for (int64_t t = 0; pass_.reset && t < steps_; ++t) restarts_[0][t] = restarts_[1][t] = 0;
+    int64_t number = 0;
     for (int64_t t = 0; t < steps_; ++t) {
-      offset_[t] = row;
-      const int64_t candidates = live;
-      live = 0;
-      for (int64_t j = 0; j < candidates; ++j) {
-        const int32_t b = live_[j];
-        if (lengths_[b] <= t) continue;
-        live_[live++] = b;
-        b_[row] = b;
-        earlier_[row] = latest_[b];
-        later_[row] = -1;
-        if (latest_[b] >= 0) later_[latest_[b]] = row;
-        latest_[b] = row++;
+      offset_[t] = number;
+      for (int64_t b = 0; b < batch_; ++b) {
+        if (pass_.lengths && pass_.lengths[b] <= t) continue;  // a reset beyond the length is none
+        if (pass_.reset && pass_.reset[t * batch_ + b]) sequence_[b].cut = true, sequence_[b].cut_late |= t > 0;
+        if (takes_part(t, b)) add(number++, t, b);
       }
     }
-    offset_[steps_] = row;
+    offset_[steps_] = number;
+    for (int64_t b = 0; b < batch_; ++b) {
+      Sequence& sequence = sequence_[b];
+      if (sequence.count) cut_after(sequence.last, sequence.cut);
+    }
+  }
+
+  bool takes_part(int64_t t, int64_t b) const {
+    if (pass_.lengths) return t < pass_.lengths[b];
+    return !pass_.mask || pass_.mask[t * batch_ + b];
   }
 
   // The rows of steps [first, last): their numbers follow each other.
   Range numbers(Range steps) const {
-    if (!lengths_) return {steps.first * batch_, steps.last * batch_};
+    if (!irregular_) return {steps.first * batch_, steps.last * batch_};
     return {offset_[steps.first], offset_[steps.last]};
   }
 
-  int64_t total() const { return lengths_ ? total_ : steps_ * batch_; }
+  int64_t total() const { return irregular_ ? total_ : steps_ * batch_; }
 
   StepRows rows(int64_t t, int64_t b_first, int64_t b_last) const {
-    if (!lengths_) return {b_last - b_first, t * batch_ + b_first, b_first, nullptr};
+    if (!irregular_) return {b_last - b_first, t * batch_ + b_first, b_first, nullptr};
     const int64_t from = lower_bound(t, b_first), to = lower_bound(t, b_last);
     return {to - from, from, 0, b_ + from};
   }
@@ -97,16 +105,75 @@ class Schedule {
 
   // The number of the row of the same sequence one step before, in the direction of the scan; -1: there is none.
   int64_t before(int64_t row, bool reverse) const {
-    if (lengths_) return reverse ? later_[row] : earlier_[row];
+    if (irregular_) return reverse ? row_[row].later : row_[row].earlier;
     const int64_t before = reverse ? row + batch_ : row - batch_;
     return before < 0 || before >= steps_ * batch_ ? -1 : before;
   }
+  // Its step, for a row at t that has one before.
+  int64_t time_before(int64_t row, int64_t t, bool reverse) const {
+    return irregular_ ? row_[before(row, reverse)].t : reverse ? t + 1 : t - 1;
+  }
 
-  // How many steps of sequence b the scan has done before it comes to t (t = steps: in all, for a forward scan).
-  int64_t done(int64_t t, int64_t b, bool reverse) const { return reverse ? length(b) - 1 - t : t; }
-  int64_t length(int64_t b) const { return lengths_ ? lengths_[b] : steps_; }
+  // Whether a reset stands between the row and what the scan did before.
+  bool is_cut(int64_t row, bool reverse) const {
+    return irregular_ && (reverse ? row_[row].cut_after : row_[row].cut_before);
+  }
+  Start start(int64_t row, bool reverse) const {
+    if (is_cut(row, reverse)) return anew();
+    return before(row, reverse) >= 0 ? Start::previous : Start::initial;
+  }
+  // Where the state after the scan comes from; `previous`: from the sequence's last row.
+  Start final_start(int64_t b, bool reverse) const {
+    if (!irregular_) return steps_ ? Start::previous : Start::initial;
+    const Sequence& s = sequence_[b];
+    const bool cut = !s.count ? (reverse ? s.cut_late : s.cut) : reverse ? s.cut_first : row_[s.last].cut_after;
+    return cut ? anew() : s.count ? Start::previous : Start::initial;
+  }
+  // Whether any row of step t starts anew in the middle of its sequence.
+  bool restarts(int64_t t, bool reverse) const { return pass_.reset && restarts_[reverse][t]; }
+
+  // How many steps of sequence b the scan has done before it comes to this row, which is at t.
+  int64_t done(int64_t row, int64_t t, int64_t b, bool reverse) const {
+    if (!irregular_) return reverse ? steps_ - 1 - t : t;
+    return reverse ? sequence_[b].count - 1 - row_[row].order : row_[row].order;
+  }
+  // How many it does in all.
+  int64_t count(int64_t b) const { return irregular_ ? sequence_[b].count : steps_; }
 
  private:
+  struct Row {
+    int64_t t, order;        // its step; how many rows of its sequence are earlier
+    int64_t earlier, later;  // of the same sequence; -1: none
+    bool cut_before, cut_after;
+  };
+  struct Sequence {
+    int64_t count = 0, last = -1;
+    bool cut = false;       // a reset since its last row
+    bool cut_late = false;  // the same, but for a reset before step 0: no state ever comes from there in reverse
+    bool cut_first = false;  // `cut_late` when its first row came
+  };
+
+  void add(int64_t number, int64_t t, int64_t b) {
+    Sequence& s = sequence_[b];
+    b_[number] = static_cast<int32_t>(b);
+    row_[number] = {t, s.count, s.last, -1, s.cut, false};
+    if (s.cut) restarts_[0][t] = 1;
+    if (s.count == 0) {
+      s.cut_first = s.cut_late;
+    } else {
+      row_[s.last].later = number;
+      cut_after(s.last, s.cut);
+    }
+    s.last = number;
+    ++s.count;
+    s.cut = s.cut_late = false;
+  }
+  void cut_after(int64_t row, bool cut) {
+    row_[row].cut_after = cut;
+    if (cut) restarts_[1][row_[row].t] = 1;
+  }
+  Start anew() const { return pass_.reset_to_initial ? Start::initial : Start::zero; }
+
   int64_t lower_bound(int64_t t, int64_t b) const {
     int64_t low = offset_[t], high = offset_[t + 1];
     while (low < high) {
@@ -119,10 +186,14 @@ class Schedule {
     return low;
   }
 
+  const Forward& pass_;
   int64_t steps_, batch_, total_ = 0;
-  const int64_t* lengths_;
-  int64_t *offset_ = nullptr, *earlier_ = nullptr, *later_ = nullptr, *latest_ = nullptr;
-  int32_t *b_ = nullptr, *live_ = nullptr;
+  bool irregular_;
+  int64_t* offset_ = nullptr;
+  Row* row_ = nullptr;
+  int32_t* b_ = nullptr;
+  Sequence* sequence_ = nullptr;
+  uint8_t* restarts_[2] = {};  // [T] each
 };
 
 }  // namespace

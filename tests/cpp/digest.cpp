@@ -17,7 +17,7 @@ using namespace rnnfast;
 
 struct Case {
   Cell cell;
-  Activation activation;
+  Function activation;  // of the gates
   int64_t steps, batch, input_size, hidden_size, layers, directions;
   bool bias, ragged;  // ragged: rows of different lengths
   double dropout;
@@ -25,17 +25,17 @@ struct Case {
 
 // Sizes on both sides of every vector width and register tile, with one of each option at least.
 constexpr Case case_list[] = {
-    {Cell::rnn, Activation::tanh, 1, 1, 1, 1, 1, 1, true, false, 0.0},
-    {Cell::rnn, Activation::relu, 7, 3, 5, 17, 2, 2, true, true, 0.0},
-    {Cell::rnn, Activation::tanh, 5, 17, 33, 31, 1, 1, false, false, 0.0},
-    {Cell::lstm, Activation::tanh, 1, 1, 1, 1, 1, 1, true, false, 0.0},
-    {Cell::lstm, Activation::tanh, 7, 3, 5, 17, 2, 2, true, true, 0.5},
-    {Cell::lstm, Activation::tanh, 5, 17, 33, 31, 1, 1, false, false, 0.0},
-    {Cell::lstm, Activation::tanh, 3, 2, 64, 65, 2, 1, true, false, 0.0},
-    {Cell::gru, Activation::tanh, 1, 1, 1, 1, 1, 1, true, false, 0.0},
-    {Cell::gru, Activation::tanh, 7, 3, 5, 17, 2, 2, true, true, 0.0},
-    {Cell::gru, Activation::tanh, 5, 17, 33, 31, 1, 1, false, false, 0.0},
-    {Cell::gru, Activation::tanh, 3, 2, 64, 65, 2, 1, true, false, 0.25},
+    {Cell::rnn, Function::tanh, 1, 1, 1, 1, 1, 1, true, false, 0.0},
+    {Cell::rnn, Function::relu, 7, 3, 5, 17, 2, 2, true, true, 0.0},
+    {Cell::rnn, Function::tanh, 5, 17, 33, 31, 1, 1, false, false, 0.0},
+    {Cell::lstm, Function::standard, 1, 1, 1, 1, 1, 1, true, false, 0.0},
+    {Cell::lstm, Function::standard, 7, 3, 5, 17, 2, 2, true, true, 0.5},
+    {Cell::lstm, Function::standard, 5, 17, 33, 31, 1, 1, false, false, 0.0},
+    {Cell::lstm, Function::standard, 3, 2, 64, 65, 2, 1, true, false, 0.0},
+    {Cell::gru, Function::standard, 1, 1, 1, 1, 1, 1, true, false, 0.0},
+    {Cell::gru, Function::standard, 7, 3, 5, 17, 2, 2, true, true, 0.0},
+    {Cell::gru, Function::standard, 5, 17, 33, 31, 1, 1, false, false, 0.0},
+    {Cell::gru, Function::standard, 3, 2, 64, 65, 2, 1, true, false, 0.25},
 };
 
 struct FreeAligned {
@@ -153,7 +153,7 @@ template <class T> class Run {
     for (int64_t unit = 0; unit < units(); ++unit) per_step_.emplace_back(c_.steps * c_.batch * c_.hidden_size);
     for (Array<T>& array : per_step_) per_step_pointers_.push_back(array.data());
     pass_.spec.cell = c_.cell;
-    pass_.spec.activation = c_.activation;
+    for (Activations& a : pass_.spec.activations) a.gate.function = c_.activation;
     pass_.spec.dtype = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
     pass_.spec.input_size = c_.input_size;
     pass_.spec.hidden_size = c_.hidden_size;
@@ -189,7 +189,7 @@ template <class T> class Run {
 template <class T> void run(const KernelTable& table, const Case& c, int threads) {
   const char* const names[] = {"rnn", "lstm", "gru"};
   std::printf("%s%s f%d T%" PRId64 " B%" PRId64 " I%" PRId64 " H%" PRId64 " L%" PRId64 " D%" PRId64 ":",
-              names[static_cast<int>(c.cell)], c.activation == Activation::relu ? "-relu" : "",
+              names[static_cast<int>(c.cell)], c.activation == Function::relu ? "-relu" : "",
               static_cast<int>(8 * sizeof(T)), c.steps, c.batch, c.input_size, c.hidden_size, c.layers, c.directions);
   Run<T> both_passes(c, threads);
   both_passes.forward(table);
