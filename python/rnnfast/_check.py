@@ -334,7 +334,9 @@ def bool_array(name: str, value: Any, shape: Shape, meaning: str) -> Array:
 def mask_is_used(name: str, value: Any, rate: float) -> None:
     if value is not None and not rate:
         option = name.removeprefix("masks.").removesuffix("_h").removesuffix("_c")
-        raise ValueError(f"{name} is given, but the layer's {option if option == 'zoneout' else option + '_dropout'} is 0")
+        raise ValueError(
+            f"{name} is given, but the layer's {option if option == 'zoneout' else option + '_dropout'} is 0"
+        )
 
 
 def mask_list(name: str, value: Any, count: int) -> Sequence[Any]:
