@@ -55,9 +55,14 @@ def hidden_size(value: object, num_layers: int) -> int | tuple[int, ...]:
     return tuple(size(f"hidden_size[{layer}]", number, 1) for layer, number in enumerate(value))
 
 
-def layer_size(num_layers: int, weight_elements: int) -> None:
-    if num_layers > MOST_LAYERS:
-        raise ValueError(f"num_layers must be at most {MOST_LAYERS}, got {num_layers}")
+def num_layers(value: object) -> int:
+    number = size("num_layers", value, 1)
+    if number > MOST_LAYERS:
+        raise ValueError(f"num_layers must be at most {MOST_LAYERS}, got {number}")
+    return number
+
+
+def layer_size(weight_elements: int) -> None:
     if weight_elements * 8 >= MOST_BYTES:
         raise ValueError(
             f"input_size, hidden_size and num_layers are too large: the weights would have {weight_elements} elements"
