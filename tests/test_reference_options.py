@@ -1,4 +1,4 @@
-"""The options of the reference, against central differences: alone, in every legal pair of kinds, and what each means."""
+"""The options of the reference, against central differences, alone and in every legal pair, and what each means."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 import rnnfast as rf
 from rnnfast import reference
-from test_reference import assert_gradient, central_differences, unwrap, wrap
+from test_reference import unwrap, wrap
 
 T, B, I = 4, 3, 2
 HARD = rf.Activation("hard_sigmoid", alpha=0.3, beta=0.5)
@@ -132,14 +132,43 @@ def make(cell: str, *options: dict[str, Any], seed: int = 0) -> Problem:
     )  # fmt: skip
 
 
-def check_gradients(problem: Problem) -> None:
-    grads = reference.backward(problem.forward()[2], problem.grad_output, problem.grad_state)
-    assert_gradient("input", grads.input, central_differences(problem.loss, problem.x))
-    for number, (got, given) in enumerate(zip(leaves(grads.state), leaves(problem.state), strict=True)):
-        assert_gradient(f"state {number}", got, central_differences(problem.loss, given))
-    assert list(grads.parameters) == list(problem.parameters)
-    for name, got in grads.parameters.items():
-        assert_gradient(name, got, central_differences(problem.loss, problem.parameters[name]))
+STEP = 1e-4  # of a difference of fourth order: its error is STEP**4 from the fifth derivative, eps / STEP from rounding
+
+
+def difference(loss: Any, array: np.ndarray, direction: np.ndarray, step: float) -> float:
+    """The derivative of ``loss()`` along a direction of ``array``, which is changed in place and restored."""
+    kept, values = array.copy(), []
+    for factor in (1, -1, 2, -2):
+        array[...] = kept + factor * step * direction
+        values.append(loss())
+    array[...] = kept
+    return (8 * (values[0] - values[1]) - (values[2] - values[3])) / (12 * step)
+
+
+def check_gradients(cell: str, *options: dict[str, Any]) -> None:
+    """Along a random direction of every array: a gradient that is wrong anywhere is wrong there. Data are drawn anew
+    where a kink is so near that differences of two step sizes disagree."""
+    for seed in range(20):
+        problem, smooth = make(cell, *options, seed=seed), True
+        rng = np.random.default_rng(seed)
+        grads = reference.backward(problem.forward()[2], problem.grad_output, problem.grad_state)
+        assert list(grads.parameters) == list(problem.parameters)
+        pairs = {"input": (grads.input, problem.x)}
+        pairs |= {
+            f"state {k}": pair for k, pair in enumerate(zip(leaves(grads.state), leaves(problem.state), strict=True))
+        }
+        pairs |= {name: (grads.parameters[name], value) for name, value in problem.parameters.items()}
+        for name, (got, array) in pairs.items():
+            direction = rng.normal(size=array.shape)
+            want, coarse = (difference(problem.loss, array, direction, step) for step in (STEP / 2, STEP))
+            allowed = 1e-7 * (1.0 + np.linalg.norm(got) * np.linalg.norm(direction))
+            smooth = smooth and abs(want - coarse) <= allowed
+            if not smooth:
+                break
+            assert abs(float((got * direction).sum()) - want) <= allowed, (name, seed)
+        if smooth:
+            return
+    raise AssertionError("no data were smooth")
 
 
 CHOICES = [
@@ -155,11 +184,12 @@ CHOICES = [
     ("cell", "names"), CHOICES, ids=lambda value: value if isinstance(value, str) else ", ".join(value)
 )
 def test_gradients_of_options_and_their_pairs_are_central_differences(cell: str, names: tuple[str, ...]) -> None:
-    check_gradients(make(cell, *(OPTIONS[name] for name in names)))
+    check_gradients(cell, *(OPTIONS[name] for name in names))
 
 
 ACTIVATIONS = [
-    rf.Activation("tanh"), rf.Activation("sigmoid"), rf.Activation("relu"), rf.Activation("affine", alpha=0.7, beta=0.2),
+    rf.Activation("tanh"), rf.Activation("sigmoid"), rf.Activation("relu"),
+    rf.Activation("affine", alpha=0.7, beta=0.2),
     rf.Activation("leaky_relu", alpha=-0.3), rf.Activation("thresholded_relu", alpha=0.4),
     rf.Activation("scaled_tanh", alpha=0.8, beta=1.5), HARD, rf.Activation("elu", alpha=0.6),
     rf.Activation("softsign"), rf.Activation("softplus"),
@@ -173,7 +203,7 @@ def test_gradients_of_every_activation_are_central_differences(cell: str, activa
     options: dict[str, Any] = {"activation": activation, "clip": clip}
     if cell != "rnn":
         options["recurrent_activation"] = activation
-    check_gradients(make(cell, options))
+    check_gradients(cell, options)
 
 
 def test_activations_are_those_of_torch() -> None:
@@ -199,7 +229,9 @@ def test_activations_are_those_of_torch() -> None:
         grads = reference.backward(tape, np.ones_like(output))
         np.testing.assert_allclose(output[0, :, 0], value.detach(), rtol=1e-13, atol=1e-15, err_msg=name)
         inside = np.abs(np.abs(x[0, :, 0]) - 3) > 1e-9  # torch's hard sigmoid has other derivatives at its kinks
-        np.testing.assert_allclose(grads.input[0, inside, 0], slope[inside], rtol=1e-12, atol=1e-15, err_msg=name)
+        np.testing.assert_allclose(
+            grads.input[0, inside, 0], slope[inside], rtol=1e-7, err_msg=name
+        )  # torch's 1/6 is a float
 
 
 def test_a_threshold_lets_through_what_equals_it() -> None:
@@ -276,10 +308,10 @@ def test_a_masked_call_equals_the_rows_without_their_masked_steps(cell: str) -> 
             cell, problem.parameters, problem.x[kept, b : b + 1],
             unwrap(tuple(part[:, b : b + 1] for part in leaves(problem.state))), num_layers=2, bidirectional=True,
         )  # fmt: skip
-        np.testing.assert_allclose(output[kept, b], alone[:, 0], rtol=1e-13)
+        np.testing.assert_allclose(output[kept, b], alone[:, 0], rtol=1e-12)
         assert not output[~MASK[:, b], b].any()
         for part, own in zip(leaves(state), leaves(alone_state), strict=True):
-            np.testing.assert_allclose(part[:, b], own[:, 0], rtol=1e-13)
+            np.testing.assert_allclose(part[:, b], own[:, 0], rtol=1e-12)
         forth, back = np.split(carried[:, b], 2, axis=1)
         for t in range(T):
             before, after = kept[kept <= t], kept[kept >= t]
