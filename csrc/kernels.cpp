@@ -23,7 +23,7 @@ template <class C, class T> constexpr KernelTable::Entry entry() {
         Forward sizes = pass;
         sizes.tape = nullptr;
         Arena none(nullptr);
-        return Tape<C, T>(sizes, Schedule(none, sizes).total()).bytes();
+        return Tape<C, T>(sizes, Schedule(none, sizes).total(), is_general(sizes.spec)).bytes();
       },
       [](const Forward& pass) { return ForwardPass<C, T>(pass, nullptr).scratch_bytes(); },
       [](const Forward& pass, void* scratch) { return ForwardPass<C, T>(pass, scratch).run(); },

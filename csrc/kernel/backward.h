@@ -87,7 +87,7 @@ template <class C, class T> struct BackwardScratch {
     if (!rebuilds) return;
     packed = arena.take<char>(packed_bytes(spec));
     const int64_t segment_rows = segment_steps(pass) * batch;
-    saved = arena.take<T>(n.panels * segment_rows * saved_values<C>(spec) * width);
+    saved = arena.take<T>(n.panels * segment_rows * saved_values<C>(is_general(spec)) * width);
     x_rows = arena.take<const T*>(segment_rows);
     h_rows = arena.take<const T*>(segment_rows);
   }
@@ -143,7 +143,8 @@ template <class C, class T> class BackwardPass {
         spec_(pass_.spec),
         arena_(scratch),
         schedule_(arena_, pass_),
-        tape_(pass_, schedule_.total()),
+        general_(is_general(pass_.spec)),
+        tape_(pass_, schedule_.total(), general_),
         interrupt_(call.interrupted) {
     const int64_t directions = spec_.num_directions, sequence_rows = pass_.steps * pass_.batch;
     const Sizes most = largest_sizes<T>(spec_);
@@ -256,7 +257,7 @@ template <class C, class T> class BackwardPass {
     layer.weights = pass_.weights + number;
     layer.gradients = call_.grad_weights ? call_.grad_weights + number : nullptr;
     layer.per_step = call_.per_step ? static_cast<T*>(call_.per_step[number]) : nullptr;
-    layer.options = Options<T>(pass_, l, d, saved_values<C>(spec_));
+    layer.options = Options<T>(pass_, l, d, general_, saved_values<C>(general_));
     layer.plain = !layer.options.general && !spec_.proj_size && !(pass_.carry && layer.top) && !(call_.grad_clip > 0);
     return layer;
   }
@@ -304,7 +305,7 @@ template <class C, class T> class BackwardPass {
 
   // --- recomputation: the gates of a segment, from x and the known h, as one product ---
 
-  bool rebuilds() const { return pass_.segments > 0 && saved_values<C>(spec_) > 0; }
+  bool rebuilds() const { return pass_.segments > 0 && saved_values<C>(general_) > 0; }
 
   void rebuild(Layer& layer, const T* c_start, const Scratch& scratch, const Team& team, int64_t last) const {
     const int64_t first = (last - 1) / segment_steps(pass_) * segment_steps(pass_);
@@ -496,8 +497,12 @@ template <class C, class T> class BackwardPass {
     if (team.rank == 0)
       for (int64_t r = 0; r < all.count; ++r) scratch.rows[done + r] = {t, all.batch(r), all.first + r};
     if (spec_.proj_size) unproject(layer, scratch, part, rows, t, base, out_rows);
-    for (int64_t p = part.panels.first; p < part.panels.last; ++p)
-      for (int64_t r = 0; r < rows.count; ++r) apply_cell(layer, scratch, rows, t, r, p, base + r);
+    for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
+      if (layer.plain)
+        for (int64_t r = 0; r < rows.count; ++r) apply_cell(layer, scratch, rows, t, r, p, base + r);
+      else
+        for (int64_t r = 0; r < rows.count; ++r) apply_cell_with_options(layer, scratch, rows, t, r, p, base + r);
+    }
     part.wait();
     if (s > 0 || layer.d_h0) {
       if (resets_before(spec_) || layer.options.recurrent_mask)
@@ -633,7 +638,6 @@ template <class C, class T> class BackwardPass {
 
   void apply_cell(const Layer& layer, const Scratch& scratch, const StepRows& rows, int64_t t, int64_t r, int64_t p,
                   int64_t block_row) const {
-    if (!layer.plain) return apply_cell_with_options(layer, scratch, rows, t, r, p, block_row);
     const int64_t b = rows.batch(r), number = rows.first + r, unit = p * width;
     const int64_t valid = min(width, layer.n.units - unit), at = (p * pass_.batch + b) * width;
     State<T> d{load(d_h_at(layer, scratch.d_h, b) + unit), C::has_c ? load(scratch.d_c + at) : V{}};
@@ -813,6 +817,7 @@ template <class C, class T> class BackwardPass {
   const Spec& spec_;
   Arena arena_;
   Schedule schedule_;
+  bool general_;  // whether the cell's general form is needed
   Tape<C, T> tape_;
   int64_t block_, block_rows_;
   int threads_;

@@ -36,7 +36,8 @@ template <class C, class T> class ForwardPass {
         spec_(pass.spec),
         arena_(scratch),
         schedule_(arena_, pass),
-        tape_(pass, schedule_.total()),
+        general_(is_general(pass.spec)),
+        tape_(pass, schedule_.total(), general_),
         interrupt_(pass.interrupted) {
     const int64_t directions = spec_.num_directions, batch = pass.batch;
     const Sizes most = largest_sizes<T>(spec_);
@@ -96,6 +97,7 @@ template <class C, class T> class ForwardPass {
 
   // Outputs of layers below the top, and inputs times their masks.
   void take_sequences() {
+    if (spec_.num_layers == 1 && !has_input_masks(pass_, 0)) return;
     int64_t output = 0, masked = 0;
     for (int64_t l = 0; l < spec_.num_layers; ++l) {
       if (l > 0) output = max(output, inputs_of(spec_, l));
@@ -165,7 +167,7 @@ template <class C, class T> class ForwardPass {
     layer.c = C::has_c ? c_ + d * layer.n.panels * pass_.batch * width : nullptr;
     layer.x_part = has_x_part_ ? x_part_ + d * x_part_size_ : nullptr;
     layer.saved = pass_.tape && !pass_.segments ? tape_.saved(l, d) : nullptr;
-    layer.options = Options<T>(pass_, l, d, saved_values<C>(spec_));
+    layer.options = Options<T>(pass_, l, d, general_, saved_values<C>(general_));
     layer.layer = l, layer.direction = d;
     return layer;
   }
@@ -371,6 +373,13 @@ template <class C, class T> class ForwardPass {
       V h_part[R][P * C::gates];  // in memory, so that the loops below need not be unrolled
       RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
         RNNFAST_UNROLL_FOR (int j = 0; j < P * C::gates; ++j) h_part[r][j] = acc[r][j];
+      if (layer.options.any) {  // a loop of its own: the call in it would empty the registers of the other
+        for (int r = 0; r < R; ++r)
+          for (int p = 0; p < P; ++p)
+            pass.join_and_apply(layer, this->rows, this->t, row + r, panel + p, x_part[p] + r * C::gates * width,
+                                h_part[r] + p * C::gates, h[r] - layer.operand, after[r]);
+        return;
+      }
       for (int r = 0; r < R; ++r)
         for (int p = 0; p < P; ++p) {
           V a[C::columns];
@@ -380,10 +389,9 @@ template <class C, class T> class ForwardPass {
     }
   };
 
-  // `h` is what entered U, `after` where the new state goes.
+  // `after` is where the new state goes.
   RNNFAST_INLINE void apply_cell(const Layer& layer, const StepRows& rows, int64_t t, int64_t r, int64_t p,
                                  const V (&a)[C::columns], const T* h, int64_t after) const {
-    if (layer.options.any) return apply_cell_with_options(layer, rows, t, r, p, a, h - layer.operand, after);
     const int64_t b = rows.batch(r), unit = p * width, valid = min(width, layer.n.units - unit);
     T* c = C::has_c ? layer.c + (p * pass_.batch + b) * width : nullptr;
     const State<T> prev{load_part(h + unit, valid), C::has_c ? load(c) : V{}};
@@ -398,9 +406,17 @@ template <class C, class T> class ForwardPass {
     }
   }
 
-  __attribute__((noinline)) void apply_cell_with_options(const Layer& layer, const StepRows& rows, int64_t t, int64_t r,
-                                                         int64_t p, const V (&a)[C::columns], int64_t before,
-                                                         int64_t after) const {
+  __attribute__((noinline)) void join_and_apply(const Layer& layer, const StepRows& rows, int64_t t, int64_t r,
+                                                int64_t p, const T* x_part, const V* h_part, int64_t before,
+                                                int64_t after) const {
+    V a[C::columns];
+    layer.weights.join(x_part, h_part, p, a);
+    apply_cell_with_options(layer, rows, t, r, p, a, before, after);
+  }
+
+  // The same with everything that is off by default; `before` is where the state before is.
+  void apply_cell_with_options(const Layer& layer, const StepRows& rows, int64_t t, int64_t r, int64_t p,
+                               const V (&a)[C::columns], int64_t before, int64_t after) const {
     const Options<T>& options = layer.options;
     const int64_t b = rows.batch(r), unit = p * width, valid = min(width, layer.n.units - unit);
     T* c = C::has_c ? layer.c + (p * pass_.batch + b) * width : nullptr;
@@ -521,6 +537,7 @@ template <class C, class T> class ForwardPass {
   const Spec& spec_;
   Arena arena_;
   Schedule schedule_;
+  bool general_;  // whether the cell's general form is needed
   Tape<C, T> tape_;
   int64_t block_, x_part_size_ = 0;
   bool has_x_part_;

@@ -29,15 +29,16 @@ struct Sizes {
   int64_t inputs, units, outputs;  // I_l, H, S
   int64_t panels, output_panels;   // vectors of H and of S
 };
-template <class T> Sizes sizes_of(const Spec& spec, int64_t layer) {
+template <class T> RNNFAST_INLINE Sizes sizes_of(const Spec& spec, int64_t layer) {
   const int64_t units = units_of(spec, layer), outputs = outputs_of(spec, layer);
   return {inputs_of(spec, layer), units, outputs, panels_of<T>(units), panels_of<T>(outputs)};
 }
 
 // Each size's largest over the layers: scratch memory serves layer after layer.
-template <class T> Sizes largest_sizes(const Spec& spec) {
-  Sizes most{};
-  for (int64_t l = 0; l < spec.num_layers; ++l) {
+template <class T> RNNFAST_INLINE Sizes largest_sizes(const Spec& spec) {
+  Sizes most = sizes_of<T>(spec, 0);
+  const int64_t different = spec.hidden_sizes ? spec.num_layers : min(spec.num_layers, 2);
+  for (int64_t l = 1; l < different; ++l) {
     const Sizes n = sizes_of<T>(spec, l);
     most = {max(most.inputs, n.inputs), max(most.units, n.units), max(most.outputs, n.outputs),
             max(most.panels, n.panels), max(most.output_panels, n.output_panels)};
@@ -48,7 +49,7 @@ template <class T> Sizes largest_sizes(const Spec& spec) {
 // The [B, size] part of an array of states that belongs to a layer and direction, or null. `size_of` is units_of or
 // outputs_of.
 using SizeOf = int64_t (*)(const Spec&, int64_t);
-template <class T> T* state_of(void* states, const Forward& pass, int64_t layer, int64_t direction, SizeOf size_of) {
+template <class T> RNNFAST_INLINE T* state_of(void* states, const Forward& pass, int64_t layer, int64_t direction, SizeOf size_of) {
   if (!states) return nullptr;
   int64_t rows_before = direction * size_of(pass.spec, layer);
   for (int64_t l = 0; l < layer; ++l) rows_before += pass.spec.num_directions * size_of(pass.spec, l);
@@ -78,7 +79,7 @@ inline bool is_general(const Spec& spec) {
   return !standard || spec.clip > 0 || spec.peepholes || spec.coupled_gates || resets_before(spec) ||
          spec.zoneout_h > 0 || spec.zoneout_c > 0;
 }
-template <class C> int64_t saved_values(const Spec& spec) { return is_general(spec) ? C::saved_general : C::saved; }
+template <class C> int64_t saved_values(bool general) { return general ? C::saved_general : C::saved; }
 
 // Every gate's column, in order.
 template <int Gates> struct InOrder;
@@ -192,14 +193,15 @@ inline int64_t segment_steps(const Forward& pass) {
 // c that each segment starts from; the h is in the output.
 template <class C, class T> class Tape {
  public:
-  Tape(const Forward& pass, int64_t rows) : pass_(pass), rows_(rows), values_(saved_values<C>(pass.spec)) {
+  Tape(const Forward& pass, int64_t rows, bool general) : pass_(pass), rows_(rows), values_(saved_values<C>(general)) {
     boundaries_ = pass.segments ? ceil_div(pass.steps, segment_steps(pass)) : 0;
-    Arena arena(nullptr);
-    for (int64_t l = 0; l < pass.spec.num_layers; ++l) layer(l, arena);
-    bytes_ = arena.used();
   }
 
-  size_t bytes() const { return bytes_; }
+  size_t bytes() const {
+    Arena arena(nullptr);
+    for (int64_t l = 0; l < pass_.spec.num_layers; ++l) layer(l, arena);
+    return arena.used();
+  }
   // [panel][row][saved][lane]
   T* saved(int64_t l, int64_t direction) const { return layer(l).saved[direction]; }
   // [panel][B][lane]: c before the first step of a segment
@@ -237,7 +239,6 @@ template <class C, class T> class Tape {
 
   const Forward& pass_;
   int64_t rows_, values_, boundaries_;
-  size_t bytes_ = 0;
 };
 
 // out = x times the masks of a layer's input, over the rows of some steps; x may be out. Where dropout is between

@@ -19,8 +19,10 @@ template <class T> struct Options {
   Rows<T> cells{}, gates{};                    // wanted if their data is not null
 
   Options() = default;
-  Options(const Forward& pass, int64_t l, int64_t d, int64_t saved_values)
-      : spec(&pass.spec), direction(static_cast<int>(d)), saved(saved_values), general(is_general(pass.spec)) {
+  RNNFAST_INLINE Options(const Forward& pass, int64_t l, int64_t d, bool general, int64_t saved)
+      : spec(&pass.spec), direction(static_cast<int>(d)), saved(saved), general(general) {
+    any = general || spec->proj_size || pass.recurrent_masks || pass.cells.data || pass.gates.data;
+    if (!any) return;
     const int64_t number = l * spec->num_directions + d, units = units_of(*spec, l);
     if (!pass.tape) zoneout_h = static_cast<T>(spec->zoneout_h), zoneout_c = static_cast<T>(spec->zoneout_c);
     if (pass.tape && pass.zoneout_h_masks) keeps_h = pass.zoneout_h_masks[number];
@@ -31,7 +33,6 @@ template <class T> struct Options {
       if (cells.data) cells.data += d * units;
       if (gates.data) gates.data += d * gates_of(spec->cell) * units;
     }
-    any = general || spec->proj_size || recurrent_mask || cells.data || gates.data;
   }
 
   // `peepholes`: those of the unit's panel, or null.

@@ -49,7 +49,7 @@ enum class Start : uint8_t { previous, initial, zero };
 
 class Schedule {
  public:
-  Schedule(Arena& arena, const Forward& pass) : pass_(pass), steps_(pass.steps), batch_(pass.batch) {
+  RNNFAST_INLINE Schedule(Arena& arena, const Forward& pass) : pass_(pass), steps_(pass.steps), batch_(pass.batch) {
     irregular_ = pass.lengths || pass.mask || pass.reset;
     if (!irregular_) return;
     for (int64_t b = 0; pass.lengths && b < batch_; ++b) total_ += pass.lengths[b];
