@@ -14,7 +14,9 @@ Names, weights, shapes, gate order and results are PyTorch's. NumPy is the only 
 
 from . import _core, optim, reference
 from ._io import load, save
+from ._masks import Masks
 from ._settings import available_isas, get_num_threads, isa, set_num_threads, show_config, threads, use_isa
+from .activation import Activation
 from .frozen import Frozen
 from .gradients import Gradients, clip_grad_norm, clip_grad_value
 from .layers import GRU, LSTM, RNN, Tape
@@ -26,8 +28,10 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Activation",
     "Frozen",
     "Gradients",
+    "Masks",
     "Stream",
     "Tape",
     "available_isas",

@@ -46,6 +46,15 @@ def _integer(name: str, value: object) -> int:
         raise TypeError(f"{name} must be an integer, got {_described(value)}") from None
 
 
+def hidden_size(value: object, num_layers: int) -> int | tuple[int, ...]:
+    """A number for all layers, or a tuple of one for each."""
+    if not isinstance(value, (tuple, list)):
+        return size("hidden_size", value, 0)
+    if len(value) != num_layers:
+        raise ValueError(f"hidden_size must be one number or num_layers = {num_layers} numbers, got {len(value)}")
+    return tuple(size(f"hidden_size[{layer}]", number, 1) for layer, number in enumerate(value))
+
+
 def layer_size(num_layers: int, weight_elements: int) -> None:
     if num_layers > MOST_LAYERS:
         raise ValueError(f"num_layers must be at most {MOST_LAYERS}, got {num_layers}")
@@ -81,6 +90,20 @@ def at_least(name: str, value: object, least: float) -> float:
     number = real(name, value)
     if not number >= least or math.isinf(number):
         raise ValueError(f"{name} must be a finite number of at least {least:g}, got {number!r}")
+    return number
+
+
+def finite(name: str, value: object) -> float:
+    number = real(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number, got {number!r}")
+    return number
+
+
+def positive(name: str, value: object) -> float:
+    number = real(name, value)
+    if not number > 0 or math.isinf(number):
+        raise ValueError(f"{name} must be None or a positive number, got {number!r}")
     return number
 
 
@@ -129,6 +152,60 @@ def isa(name: object, available: Sequence[str]) -> str:
     raise ValueError(
         f"instruction set {name!r} is unknown or not supported by this CPU; available: {', '.join(available)}"
     )
+
+
+def activation_parameter(function: str, letter: str, value: object, takes: Mapping[str, Any], required: object) -> Any:
+    """alpha or beta of an activation: as given, or its default, or None where the function has none."""
+    if letter not in takes:
+        if value is not None:
+            raise ValueError(f"the activation {function!r} has no {letter}, got {value!r}")
+        return None
+    if value is not None:
+        number = real(letter, value)
+        if not math.isfinite(number):
+            raise ValueError(f"{letter} of the activation {function!r} must be finite, got {number!r}")
+        return number
+    if takes[letter] is required:
+        raise ValueError(
+            f"the activation {function!r} needs alpha and beta, since two forms of it are in use: "
+            f"alpha=0.2, beta=0.5 (ONNX's default, Keras 2) and alpha=1/6, beta=0.5 (PyTorch, Keras 3)"
+        )
+    return takes[letter]
+
+
+def direction_pair(name: str, value: Sequence[Any], bidirectional: bool) -> Sequence[Any]:
+    if not bidirectional:
+        raise ValueError(f"{name} must be one activation, got {len(value)}: a pair is for bidirectional layers")
+    if len(value) != 2:
+        raise ValueError(f"{name} must be one activation, or two for the two directions, got {len(value)}")
+    return value
+
+
+def zoneout_pair(value: Sequence[Any], lstm: bool) -> Sequence[Any]:
+    if not lstm:
+        raise TypeError(f"zoneout must be a number, that of h, got {len(value)}: only an LSTM has c")
+    if len(value) != 2:
+        raise ValueError(f"zoneout must be a number, or two for h and c, got {len(value)}")
+    return value
+
+
+def excluded(first: str, second: str, both: bool, reason: str = "they are two names of one thing") -> None:
+    if both:
+        raise ValueError(f"{first} and {second} exclude each other: {reason}")
+
+
+def needs(name: str, what: str, there: bool) -> None:
+    if not there:
+        raise ValueError(f"{name} needs {what}")
+
+
+def less_than(name: str, value: int, other_name: str, other: Any) -> None:
+    if value >= other:
+        raise ValueError(f"{name} must be less than {other_name} = {other}, got {value}")
+
+
+def not_an_activation(name: str, value: object) -> str:
+    return f"{name} must be the name of an activation or an Activation, got {_described(value)}"
 
 
 # --- arrays ---
@@ -197,11 +274,11 @@ def all_dense(array: Array) -> Array:
     return array if array.flags.c_contiguous and array.flags.aligned else np.array(array, order="C")
 
 
-def states(name: str, value: Any, count: int, class_name: str) -> tuple[Any, ...]:
-    """A state cut into its arrays: one, or (h, c) for an LSTM."""
+def states(name: str, value: Any, count: int, class_name: str, per_layer: bool = False) -> tuple[Any, ...]:
+    """A state cut into its arrays, or per-layer tuples of arrays: one, or (h, c) for an LSTM."""
     parts = "h" if count == 1 else "(h, c)"
     if count == 1:
-        if not isinstance(value, (tuple, list)):
+        if per_layer or not isinstance(value, (tuple, list)):
             return (value,)
         raise TypeError(f"{name} of {class_name} must be one array {parts}, got a {type(value).__name__}")
     if not isinstance(value, (tuple, list)):
@@ -209,6 +286,19 @@ def states(name: str, value: Any, count: int, class_name: str) -> tuple[Any, ...
     if len(value) != count:
         raise ValueError(f"{name} of {class_name} must be a tuple {parts} of two arrays, got {len(value)} elements")
     return tuple(value)
+
+
+def given(name: str, value: Any) -> Any:
+    if value is None:
+        raise TypeError(f"{name} must be an array, or for an LSTM two, got None")
+    return value
+
+
+def layer_states(name: str, value: Any, layers: int) -> Sequence[Any]:
+    if not isinstance(value, (tuple, list)) or len(value) != layers:
+        got = f"{len(value)} elements" if isinstance(value, (tuple, list)) else _described(value)
+        raise ValueError(f"{name} must be a tuple of {layers} arrays, one for each layer, got {got}")
+    return value
 
 
 def state_array(name: str, value: Any, shape: Shape, dtype: np.dtype[Any]) -> Array:
@@ -231,6 +321,47 @@ def lengths(value: Any, steps: int, batch: int, batched: bool) -> NDArray[np.int
         row = int(np.argmax((array < 0) | (array > steps)))
         raise ValueError(f"lengths must be between 0 and the number of steps {steps}, got {array[row]} in row {row}")
     return array.astype(np.int64)
+
+
+def bool_array(name: str, value: Any, shape: Shape, meaning: str) -> Array:
+    array = np.asarray(value) if isinstance(value, (list, tuple)) else as_array(name, value)
+    require_shape(name, array, shape, meaning)
+    if array.size and array.dtype != np.bool_:
+        raise TypeError(f"{name} must be bool, got {array.dtype}")
+    return array
+
+
+def mask_is_used(name: str, value: Any, rate: float) -> None:
+    if value is not None and not rate:
+        option = name.removeprefix("masks.").removesuffix("_h").removesuffix("_c")
+        raise ValueError(f"{name} is given, but the layer's {option if option == 'zoneout' else option + '_dropout'} is 0")
+
+
+def mask_list(name: str, value: Any, count: int) -> Sequence[Any]:
+    if not isinstance(value, (tuple, list)) or len(value) != count:
+        got = f"{len(value)}" if isinstance(value, (tuple, list)) else _described(value)
+        raise ValueError(f"{name} must be a list of {count} arrays, got {got}")
+    return value
+
+
+def factors(name: str, value: Any, shape: Shape, dtype: np.dtype[Any]) -> Array:
+    array = as_array(name, value)
+    require_shape(name, array, shape, "factors for each row of the batch")
+    require_dtype(name, array, dtype)
+    return array
+
+
+def masks(value: Any, expected: type) -> Any:
+    if value is not None and not isinstance(value, expected):
+        raise TypeError(f"masks must be a Masks, as tape.masks() returns it, got {_described(value)}")
+    return expected() if value is None else value
+
+
+def mask_seed(value: Any) -> int:
+    number = size("masks.seed", value, 0)
+    if number >= 2**64:
+        raise ValueError(f"masks.seed must be less than 2**64, got {number}")
+    return number
 
 
 def gradient(name: str, value: Any, shape: Shape, dtype: np.dtype[Any]) -> Array:

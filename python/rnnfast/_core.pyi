@@ -14,12 +14,24 @@ class Spec:
     def __init__(
         self,
         cell: str,  # "rnn", "lstm", "gru"
-        activation: str,  # "tanh", "relu": of the RNN cell
         dtype: str,  # "float32", "float64"
         input_size: int,
         hidden_size: int,
         num_layers: int,
         num_directions: int,
+        *,
+        proj_size: int = 0,
+        reset_after: bool = True,
+        peepholes: bool = False,
+        coupled_gates: bool = False,
+        layer_norm: bool = False,
+        clip: float = 0.0,  # 0 = none
+        zoneout_h: float = 0.0,
+        zoneout_c: float = 0.0,
+        # per direction, those that the cell has: of the gates, of the candidate, of c on its way to h;
+        # each (name, alpha, beta); None = the cell's own
+        activations: Sequence[Sequence[tuple[str, float, float]]] | None = None,
+        hidden_sizes: Sequence[int] | None = None,  # [L]; hidden_size is then the largest
     ) -> None: ...
 
 class Packed:
@@ -37,10 +49,11 @@ class Pass:
     def __init__(
         self,
         spec: Spec,
-        weights: Sequence[Array] | Packed,  # per layer and direction: w_ih, w_hh[, b_ih, b_hh]
+        # per layer and direction: w_ih, w_hh[, b_ih, b_hh][, w_hr][, w_ch][, w_ln_ih, w_ln_hh[, w_ln_c, b_ln_c]]
+        weights: Sequence[Array] | Packed,
         x: Array,  # [T, B, I]; first two strides are free, multiples of the item size
-        y: Array,  # [T, B, D*H]; strides as x; rows beyond a length are left alone
-        h0: Array | None,  # [L*D, B, H]
+        y: Array,  # [T, B, D*S], S = H or proj_size; strides as x; rows that take no part are left alone
+        h0: Array | None,  # [L*D, B, S], c0 [L*D, B, H]; with hidden_sizes: 1-D, the layers' blocks [D, B, H_l]
         c0: Array | None,
         hn: Array,
         cn: Array | None,
@@ -51,28 +64,40 @@ class Pass:
         isa: str,  # "" = the default; ignored with Packed
         threads: int,  # 0 = the process's number; negative: exactly so many
         segments: int = 0,  # recomputed in backward; 0 = none
+        *,
+        mask: NDArray[np.uint8] | None = None,  # [T, B], instead of lengths: 1 = takes part
+        reset: NDArray[np.uint8] | None = None,  # [T, B]
+        reset_to_initial: bool = False,
+        carry: bool = False,  # rows of y that take no part repeat the output before
+        input_masks: Sequence[Array | None] | None = None,  # L factors [B, I_l]
+        recurrent_masks: Sequence[Array] | None = None,  # L*D factors [B, S]
+        zoneout_masks_h: Sequence[NDArray[np.uint8]] | None = None,  # L*D, [T, B, H]: 1 = keeps its value
+        zoneout_masks_c: Sequence[NDArray[np.uint8]] | None = None,
+        cells: Array | None = None,  # [T, B, D*H], of the last layer; strides as x; rows are left alone as y's
+        gates: Array | None = None,  # [T, B, D*G*H]
     ) -> None: ...
     def forward(self) -> None: ...
     def backward(
         self,
-        grad_y: Array | None,  # [T, B, D*H], strides as x
+        grad_y: Array | None,  # [T, B, D*S], strides as x
         grad_hn: Array | None,
         grad_cn: Array | None,
-        grad_x: Array | None,  # [T, B, I], strides as x; rows beyond a length are left alone
+        grad_x: Array | None,  # [T, B, I], strides as x; rows that take no part are left alone
         grad_h0: Array | None,
         grad_c0: Array | None,
         grad_weights: Sequence[Array],  # as weights
-        per_step: Sequence[Array] | None,  # per layer and direction, [T, B, H]; left alone as grad_x
+        per_step: Sequence[Array] | None,  # per layer and direction, [T, B, S]; left alone as grad_x
         threads: int,
+        grad_clip: float = 0.0,  # 0 = none
     ) -> None: ...
     @property
     def tape_nbytes(self) -> int: ...
 
 class Stream:
-    """One step at a time; h and c [L*D, B, H] are updated in place."""
+    """One step at a time; h and c, in the form of `Pass`, are updated in place."""
 
     def __init__(self, spec: Spec, packed: Packed, h: Array, c: Array | None) -> None: ...
-    # x [B, I], out [B, H], or [I] and [H] for B = 1; threads: 0 = the process's number. Words its own errors.
+    # x [B, I], out [B, S], or [I] and [S] for B = 1; threads: 0 = the process's number. Words its own errors.
     def step(self, x: Array, out: Array | None, threads: int) -> Array: ...
 
 def available_isas() -> list[str]: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from . import _check
 from ._check import Array
+from .activation import Activation
 from .layers import GRU, LSTM, RNN, Layer
 
 FORMAT = 1  # raised when a reader of this version could misunderstand a file
@@ -30,7 +32,8 @@ def save(path: PathLike, layer: Layer[Any]) -> None:
     target = _check.weights_path(path)
     _check.savable(layer, Layer)
     config = layer._config
-    text = json.dumps({"format": FORMAT, "layer": config.class_name, "arguments": config.arguments()})
+    description = {"format": FORMAT, "layer": config.class_name, "arguments": config.arguments()}
+    text = json.dumps(description, default=asdict)  # of an Activation
     if target.suffix == ".npz":
         arrays: dict[str, Any] = {**layer.parameters, KEY: np.array(text)}
         np.savez(target, **arrays)
@@ -51,11 +54,15 @@ def load(path: PathLike) -> Layer[Any]:
     if text is None:
         raise ValueError(f"{source} holds no configuration: it was not written by rnnfast.save; use load_state_dict")
     try:
-        layer = _made_from(json.loads(text))
+        layer = _made_from(json.loads(text, object_hook=_activation_or_mapping))
         layer.load_state_dict(arrays)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{source} is not a layer that this version can load: {error}") from error
     return layer
+
+
+def _activation_or_mapping(values: dict[str, Any]) -> Any:
+    return Activation(**values) if values.keys() == {"name", "alpha", "beta"} else values
 
 
 def _made_from(description: Any) -> Layer[Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, Literal, NoReturn, TypeVar, overload
 
 from . import _check, _core, _settings
 from ._check import Array, SupportsArray
 from ._config import Config, Configured
-from ._passes import ForwardCall
+from ._passes import ForwardCall, Model, Request
 from .stream import Stream
 
 State = TypeVar("State")
@@ -35,10 +35,40 @@ class Frozen(Configured, Generic[State]):
         for name, value in (("_config", config), ("_weights", weights), ("_spec", spec), ("_packed", packed)):
             object.__setattr__(self, name, value)
 
-    def __call__(self, x: SupportsArray, hx: Any = None, *, lengths: Any = None) -> tuple[Array, State]:
+    @overload
+    def __call__(
+        self,
+        x: SupportsArray,
+        hx: Any = None,
+        *,
+        lengths: Any = None,
+        mask: Any = None,
+        masked_output: str = "zero",
+        reset: Any = None,
+        reset_to: str = "zero",
+        return_cell: Literal[False] = False,
+        return_gates: Literal[False] = False,
+    ) -> tuple[Array, State]: ...
+
+    @overload
+    def __call__(self, x: SupportsArray, hx: Any = None, **options: Any) -> tuple[Any, ...]: ...
+
+    def __call__(
+        self,
+        x: SupportsArray,
+        hx: Any = None,
+        *,
+        lengths: Any = None,
+        mask: Any = None,
+        masked_output: str = "zero",
+        reset: Any = None,
+        reset_to: str = "zero",
+        return_cell: bool = False,
+        return_gates: bool = False,
+    ) -> tuple[Any, ...]:
         """Returns (output, state). Arguments, results and errors are those of the layer's own `__call__`."""
-        call = ForwardCall(self._config, self._spec, self._packed, x, hx, lengths)
-        return call.output, call.state
+        request = Request(lengths, mask, masked_output, reset, reset_to, return_cell, return_gates)
+        return ForwardCall(Model(self._config, self._spec, self._packed), x, hx, request, None).results
 
     def stream(self, batch_size: int = 1) -> Stream:
         """Step-by-step inference for `batch_size` sequences that advance together, starting from a state of zeros.
@@ -47,8 +77,7 @@ class Frozen(Configured, Generic[State]):
         """
         _check.can_stream(self._config.class_name, self._config.bidirectional)
         batch_size = _check.size("batch_size", batch_size, 1)
-        width = max(self._config.input_size, self._config.gate_rows)
-        _check.call_size(1, batch_size * self._config.num_layers, width)
+        _check.call_size(1, batch_size * self._config.num_layers, self._config.widest)
         return Stream(self._config, self._spec, self._packed, batch_size)
 
     @property

@@ -27,7 +27,8 @@ class Gradients:
     #: By each parameter, under its name, in its shape.
     parameters: dict[str, Array]
     #: With `per_step=True`: d loss / d h_t of every layer and direction, number `layer * directions + direction`,
-    #: each [T, B, H] ([B, T, H] with batch_first, [T, H] unbatched); 0 beyond a row's length. Else None.
+    #: each [T, B, H] ([B, T, H] with batch_first, [T, H] unbatched); 0 where a row takes no part; within the layer's
+    #: grad_clip. Else None.
     per_step: list[Array] | None = None
 
     def __repr__(self) -> str:

@@ -5,14 +5,15 @@ Equations of both passes: docs/math.md.
 
 from __future__ import annotations
 
-from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, NoReturn, TypeVar, overload
 
 import numpy as np
 
-from . import _check
+from . import _check, _masks, _options
 from ._check import Array, SupportsArray
 from ._config import Config, Configured
-from ._passes import ForwardCall
+from ._masks import Masks
+from ._passes import ForwardCall, Model, Request, Training
 from .frozen import Frozen
 from .gradients import Gradients
 
@@ -77,6 +78,10 @@ class Tape:
         What was kept was multiplied by 1 / (1 - dropout)."""
         return self._call.dropout_masks()
 
+    def masks(self) -> Masks:
+        """All that this pass left to chance; `forward(x, masks=tape.masks())` does the same again."""
+        return self._call.all_masks()
+
     def __repr__(self) -> str:
         return f"Tape of {self._layer!r}, {self.nbytes} bytes"
 
@@ -90,44 +95,118 @@ class Layer(Configured, Generic[State]):
         self._config = config
         self._spec = config.spec()
         self._rng = _check.generator(seed)
-        bound = 1.0 / np.sqrt(max(config.hidden_size, 1))
-        # Drawn in float64, so that layers of both dtypes start from the same numbers.
-        arrays = {
-            name: self._rng.uniform(-bound, bound, shape).astype(config.dtype)
-            for name, shape in config.parameter_shapes().items()
-        }
-        self._parameters = Parameters(config.class_name, arrays)
+        self._parameters = Parameters(config.class_name, config.initial_parameters(self._rng))
 
     # --- running ---
 
-    def __call__(self, x: SupportsArray, hx: Any = None, *, lengths: Any = None) -> tuple[Array, State]:
+    @overload
+    def __call__(
+        self,
+        x: SupportsArray,
+        hx: Any = None,
+        *,
+        lengths: Any = None,
+        mask: Any = None,
+        masked_output: str = "zero",
+        reset: Any = None,
+        reset_to: str = "zero",
+        return_cell: Literal[False] = False,
+        return_gates: Literal[False] = False,
+    ) -> tuple[Array, State]: ...
+
+    @overload
+    def __call__(self, x: SupportsArray, hx: Any = None, **options: Any) -> tuple[Any, ...]: ...
+
+    def __call__(
+        self,
+        x: SupportsArray,
+        hx: Any = None,
+        *,
+        lengths: Any = None,
+        mask: Any = None,
+        masked_output: str = "zero",
+        reset: Any = None,
+        reset_to: str = "zero",
+        return_cell: bool = False,
+        return_gates: bool = False,
+    ) -> tuple[Any, ...]:
         """Inference: returns output and final state, keeps nothing, applies no dropout.
 
         x: [T, B, I]; [B, T, I] with batch_first; [T, I] unbatched; of the layer's dtype. Read-only, strided and
             misaligned arrays and CPU tensors are fine. A copy is made only where the last axis is not contiguous.
-        hx: initial state, zeros if None: [layers * directions, B, H] ([layers * directions, H] unbatched); for an
-            LSTM the tuple (h_0, c_0) of two such arrays.
+        hx: initial state, zeros if None: [layers * directions, B, H] ([layers * directions, H] unbatched), with
+            proj_size in the place of H for h; for an LSTM the tuple (h_0, c_0) of two such arrays. Where hidden_size
+            is a tuple, each is a tuple of one array [directions, B, H_l] for each layer.
         lengths: integers [B], 0 to T, in any order: how many steps of each row count. Output beyond them is 0, the
             state is that after the last valid step.
+        mask: instead of lengths, bool [T, B], laid out like x: False where a row takes no part in a step. Its state
+            stays as it was.
+        masked_output: what the output of such a step is: "zero", or "carry": the output of the step before it in the
+            direction of the scan, 0 where there is none.
+        reset: bool [T, B], laid out like x: True where the state starts anew between steps t-1 and t; the second
+            direction crosses the same boundary from the other side. One call equals the split runs.
+        reset_to: how it starts: "zero", or "initial": from hx.
+        return_cell: of an LSTM: c_t of the last layer, [T, B, directions * H] laid out like x, follows the state.
+        return_gates: of an LSTM or GRU: the last layer's gates, [T, B, directions * G * H] in the order of the weights'
+            rows, follow these. No gradient comes from either.
 
         Returns (output, state): output [T, B, directions * H] laid out like x, state in the form of hx.
 
         Raises ValueError for wrong shapes and sizes, TypeError for wrong dtypes and types.
         """
-        call = ForwardCall(self._config, self._spec, list(self._parameters.values()), x, hx, lengths)
-        return call.output, call.state
+        request = Request(lengths, mask, masked_output, reset, reset_to, return_cell, return_gates)
+        return ForwardCall(self._model(), x, hx, request, None).results
 
-    def forward(self, x: SupportsArray, hx: Any = None, *, lengths: Any = None) -> tuple[Array, State, Tape]:
-        """Training: as `__call__`, with dropout between layers, and returns (output, state, tape).
+    @overload
+    def forward(
+        self,
+        x: SupportsArray,
+        hx: Any = None,
+        *,
+        lengths: Any = None,
+        mask: Any = None,
+        masked_output: str = "zero",
+        reset: Any = None,
+        reset_to: str = "zero",
+        return_cell: Literal[False] = False,
+        return_gates: Literal[False] = False,
+        masks: Masks | None = None,
+    ) -> tuple[Array, State, Tape]: ...
 
-        Each call draws other dropout masks; a layer made with the same seed draws the same ones in the same order.
+    @overload
+    def forward(self, x: SupportsArray, hx: Any = None, **options: Any) -> tuple[Any, ...]: ...
+
+    def forward(
+        self,
+        x: SupportsArray,
+        hx: Any = None,
+        *,
+        lengths: Any = None,
+        mask: Any = None,
+        masked_output: str = "zero",
+        reset: Any = None,
+        reset_to: str = "zero",
+        return_cell: bool = False,
+        return_gates: bool = False,
+        masks: Masks | None = None,
+    ) -> tuple[Any, ...]:
+        """Training: as `__call__`, with dropout and zoneout, and returns (output, state, tape); the tape stays last.
+
+        Each call draws other masks; a layer made with the same seed draws the same ones in the same order.
+
+        masks: what is not to be left to chance, such as `tape.masks()` of an earlier call.
         """
-        seed = 0
-        if self.dropout and self.num_layers > 1:
-            seed = int(self._rng.integers(2**64, dtype=np.uint64))
-        weights = list(self._parameters.values())
-        call = ForwardCall(self._config, self._spec, weights, x, hx, lengths, train=True, seed=seed)
-        return call.output, call.state, Tape(self, call)
+        masks = _check.masks(masks, Masks)
+        seed = _check.mask_seed(masks.seed) if masks.seed is not None else self._next_seed()
+        request = Request(lengths, mask, masked_output, reset, reset_to, return_cell, return_gates)
+        call = ForwardCall(self._model(), x, hx, request, Training(seed, masks))
+        return *call.results, Tape(self, call)
+
+    def _model(self) -> Model:
+        return Model(self._config, self._spec, list(self._parameters.values()))
+
+    def _next_seed(self) -> int:
+        return int(self._rng.integers(2**64, dtype=np.uint64)) if _masks.random(self._config) else 0
 
     def backward(
         self,
@@ -219,62 +298,82 @@ class Layer(Configured, Generic[State]):
 
 
 class RNN(Layer[Array]):
-    """h_t = act(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh), with act tanh or relu: Elman, Finding structure in time, 1990.
+    """h_t = act(W_ih x_t + b_ih + W_hh h_(t-1) + b_hh): Elman, Finding structure in time, 1990.
 
-    input_size, hidden_size: features of x, units.
+    input_size, hidden_size: features of x, units. hidden_size may be a tuple of one number for each layer.
     num_layers: layers, each on the output of the one below.
-    nonlinearity: "tanh" or "relu".
+    nonlinearity: "tanh" (also if None) or "relu".
     bias: whether there are b_ih and b_hh.
     batch_first: x and output are [B, T, features] instead of [T, B, features]; states are not affected.
     dropout: probability of dropping elements of the output of every layer but the last, in `forward`.
     bidirectional: a second set of weights reads the sequence backwards; its output follows the first one's.
-    dtype: "float32" or "float64".
-    seed: of the initial parameters, uniform in +-1/sqrt(hidden_size), and of dropout: None, an integer, or a
-        numpy.random.Generator.
+    activation: instead of nonlinearity: an `Activation` or its name, or a pair of these, one for each direction.
+    clip: bound of the input of every activation.
+    zoneout: probability that a unit keeps its h in a step of `forward`; elsewhere h keeps this share of its value.
+    recurrent_dropout: probability of dropping elements of the h that enters W_hh, the same ones at every step of a
+        call of `forward`.
+    input_dropout: probability of dropping features of the input of every layer, likewise.
+    grad_clip: bound of d loss / d h_t at every step of `backward`.
     recompute: None, or in how many segments of its steps a sequence is trained: `forward` then keeps only where each
         segment starts, and `backward` computes its gates again, as one product since h is known. Memory falls to a
         segment's, time grows by about a third, results have the same bits.
+    dtype: "float32" or "float64".
+    seed: of the initial parameters, uniform in +-1/sqrt(hidden_size), and of dropout: None, an integer, or a
+        numpy.random.Generator.
 
     Parameters by name: weight_ih_l0 [H, I], weight_hh_l0 [H, H], bias_ih_l0, bias_hh_l0 [H], then _l0_reverse with
     bidirectional, then _l1, whose weight_ih is [H, directions * H].
 
-    Raises ValueError for sizes and values out of range, TypeError for wrong types.
+    Equations of the options: docs/options. Raises ValueError for sizes and values out of range and for options that
+    exclude each other, TypeError for wrong types.
     """
 
     def __init__(
         self,
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | tuple[int, ...],
         num_layers: int = 1,
-        nonlinearity: str = "tanh",
+        nonlinearity: str | None = None,
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        activation: Any = None,
+        clip: float | None = None,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        grad_clip: float | None = None,
+        recompute: int | None = None,
         dtype: Any = "float32",
         seed: Any = None,
-        recompute: int | None = None,
     ) -> None:
         config = Config(
             "rnn",
             input_size,
             hidden_size,
-            num_layers,
-            nonlinearity,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            dtype,
-            recompute,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            dtype=dtype,
+            activation=_options.rnn_activation(nonlinearity, activation),
+            clip=clip,
+            zoneout=zoneout,
+            recurrent_dropout=recurrent_dropout,
+            input_dropout=input_dropout,
+            grad_clip=grad_clip,
+            recompute=recompute,
         )
         super().__init__(config, seed)
 
     @property
     def nonlinearity(self) -> str:
-        """ "tanh" or "relu"."""
-        return self._config.nonlinearity
+        """The name of the activation; of a pair, of the first."""
+        activation = self._config.activation
+        return (activation[0] if isinstance(activation, tuple) else activation).name
 
 
 class LSTM(Layer[tuple[Array, Array]]):
@@ -284,38 +383,75 @@ class LSTM(Layer[tuple[Array, Array]]):
         c_t = f * c_(t-1) + i * g
         h_t = o * tanh(c_t)
 
-    The state is the tuple (h, c). Arguments as for `RNN`, without nonlinearity. The first axis of every parameter is
-    4 * H, in the order i, f, g, o.
+    The state is the tuple (h, c). Arguments as for `RNN`, without nonlinearity, and
 
-    Raises ValueError for sizes and values out of range, TypeError for wrong types.
+    proj_size: h_t = W_hr (o * tanh(c_t)), of this size, less than hidden_size; parameters weight_hr_l0 [proj_size, H].
+    activation: of g, and of c on its way to h; recurrent_activation: of i, f, o; output_activation: of c, where it is
+        another one than g's.
+    peepholes: c_(t-1) is seen by i and f, c_t by o: parameters weight_ch_l0 [3, H] of i, f, o.
+    coupled_gates: f = 1 - i. The rows of f stay, and have gradients of 0.
+    forget_bias: added to the rows of f of bias_ih when they are drawn.
+    layer_norm: W_ih x, W_hh h and c on its way to h are normalised: parameters weight_ln_ih_l0, weight_ln_hh_l0 [4 * H],
+        weight_ln_c_l0, bias_ln_c_l0 [H].
+    zoneout: one probability, or two for h and c.
+
+    The first axis of the weights is 4 * H, in the order i, f, g, o.
+
+    Raises ValueError for sizes and values out of range and for options that exclude each other, TypeError for wrong
+    types.
     """
 
     def __init__(
         self,
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | tuple[int, ...],
         num_layers: int = 1,
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        proj_size: int = 0,
         *,
+        activation: Any = "tanh",
+        recurrent_activation: Any = "sigmoid",
+        output_activation: Any = None,
+        peepholes: bool = False,
+        coupled_gates: bool = False,
+        forget_bias: float = 0.0,
+        clip: float | None = None,
+        layer_norm: bool = False,
+        zoneout: float | tuple[float, float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        grad_clip: float | None = None,
+        recompute: int | None = None,
         dtype: Any = "float32",
         seed: Any = None,
-        recompute: int | None = None,
     ) -> None:
         config = Config(
             "lstm",
             input_size,
             hidden_size,
+            proj_size,
             num_layers,
-            "tanh",
             bias,
             batch_first,
             dropout,
             bidirectional,
             dtype,
-            recompute,
+            activation=activation,
+            recurrent_activation=recurrent_activation,
+            output_activation=output_activation,
+            peepholes=peepholes,
+            coupled_gates=coupled_gates,
+            forget_bias=forget_bias,
+            clip=clip,
+            layer_norm=layer_norm,
+            zoneout=zoneout,
+            recurrent_dropout=recurrent_dropout,
+            input_dropout=input_dropout,
+            grad_clip=grad_clip,
+            recompute=recompute,
         )
         super().__init__(config, seed)
 
@@ -328,36 +464,61 @@ class GRU(Layer[Array]):
         n = tanh(W_in x_t + b_in + r * (W_hn h_(t-1) + b_hn))
         h_t = (1 - z) * n + z * h_(t-1)
 
-    Arguments as for `RNN`, without nonlinearity. The first axis of every parameter is 3 * H, in the order r, z, n.
+    Arguments as for `RNN`, without nonlinearity, and
 
-    Raises ValueError for sizes and values out of range, TypeError for wrong types.
+    reset_after: False: n = tanh(W_in x_t + b_in + W_hn (r * h_(t-1)) + b_hn), as in the paper and in ONNX.
+    activation: of n; recurrent_activation: of r and z.
+    layer_norm: W_ih x and W_hh h are normalised: parameters weight_ln_ih_l0, weight_ln_hh_l0 [3 * H].
+
+    The first axis of the weights is 3 * H, in the order r, z, n.
+
+    Raises ValueError for sizes and values out of range and for options that exclude each other, TypeError for wrong
+    types.
     """
 
     def __init__(
         self,
         input_size: int,
-        hidden_size: int,
+        hidden_size: int | tuple[int, ...],
         num_layers: int = 1,
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        reset_after: bool = True,
+        activation: Any = "tanh",
+        recurrent_activation: Any = "sigmoid",
+        clip: float | None = None,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        grad_clip: float | None = None,
+        recompute: int | None = None,
         dtype: Any = "float32",
         seed: Any = None,
-        recompute: int | None = None,
     ) -> None:
         config = Config(
             "gru",
             input_size,
             hidden_size,
+            0,
             num_layers,
-            "tanh",
             bias,
             batch_first,
             dropout,
             bidirectional,
             dtype,
-            recompute,
+            activation=activation,
+            recurrent_activation=recurrent_activation,
+            reset_after=reset_after,
+            clip=clip,
+            layer_norm=layer_norm,
+            zoneout=zoneout,
+            recurrent_dropout=recurrent_dropout,
+            input_dropout=input_dropout,
+            grad_clip=grad_clip,
+            recompute=recompute,
         )
         super().__init__(config, seed)

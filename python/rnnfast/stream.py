@@ -9,6 +9,7 @@ import numpy as np
 from . import _check, _core, _settings
 from ._check import Array, SupportsArray
 from ._config import Config
+from ._states import StateForm
 
 
 class Stream:
@@ -18,14 +19,14 @@ class Stream:
     streams may share a frozen layer.
     """
 
-    __slots__ = ("_c", "_config", "_engine", "_h", "batch_size")
+    __slots__ = ("_arrays", "_config", "_engine", "_form", "batch_size")
 
     def __init__(self, config: Config, spec: _core.Spec, packed: _core.Packed, batch_size: int) -> None:
         self._config = config
         self.batch_size = batch_size
-        self._h = np.zeros(config.state_shape(batch_size), config.dtype)
-        self._c = np.zeros_like(self._h) if config.num_states == 2 else None
-        self._engine = _core.Stream(spec, packed, self._h, self._c)
+        self._form = StateForm(config, batch_size)
+        self._arrays = self._form.new(np.zeros)  # the engine writes to them
+        self._engine = _core.Stream(spec, packed, self._arrays[0], self._arrays[1] if len(self._arrays) == 2 else None)
 
     def step(self, x_t: SupportsArray, out: Array | None = None) -> Array:
         """Takes one step of every sequence and returns the last layer's h.
@@ -43,24 +44,18 @@ class Stream:
 
     @property
     def state(self) -> Any:
-        """A copy of the state, [layers, B, H], for an LSTM the tuple (h, c) of two; assign one to continue from it.
+        """A copy of the state, [layers, B, H], for an LSTM the tuple (h, c) of two, or tuples of one array for each
+        layer, as a layer's call returns it; assign one to continue from it.
 
         Assigning raises ValueError for a wrong shape or form, TypeError for a wrong dtype or type.
         """
-        return self._h.copy() if self._c is None else (self._h.copy(), self._c.copy())
+        return self._form.give([array.copy() for array in self._arrays])
 
     @state.setter
     def state(self, value: Any) -> None:
-        config = self._config
-        parts = _check.states("state", value, config.num_states, config.class_name)
-        labels = ("state",) if self._c is None else ("state[0]", "state[1]")
-        arrays = [
-            _check.state_array(label, part, self._h.shape, config.numpy_dtype)
-            for label, part in zip(labels, parts, strict=True)
-        ]
-        self._h[...] = arrays[0]
-        if self._c is not None:
-            self._c[...] = arrays[1]
+        _check.given("state", value)
+        for array, part in zip(self._arrays, self._form.read("state", value), strict=True):
+            array[...] = _check.given("state", part)
 
     def reset(self, rows: Any = None) -> None:
         """Sets the state to zeros: of all sequences, or of those that `rows` names.
@@ -70,9 +65,9 @@ class Stream:
         Raises IndexError for a row that there is not, ValueError, TypeError for other mistakes.
         """
         index = slice(None) if rows is None else _check.stream_rows(rows, self.batch_size)
-        self._h[:, index] = 0
-        if self._c is not None:
-            self._c[:, index] = 0
+        for array, sizes in zip(self._arrays, self._config.state_sizes, strict=True):
+            for block in self._form.blocks(array, sizes) if self._form.per_layer else (array,):
+                block[:, index] = 0
 
     def __repr__(self) -> str:
         return f"Stream of {self._config}, batch_size={self.batch_size}"
