@@ -85,7 +85,9 @@ void check_options(const Spec& spec) {
   require(lstm || !(spec.proj_size || spec.peepholes || spec.coupled_gates || spec.zoneout_c != 0),
           "proj_size, peepholes, coupled_gates and zoneout of c are for LSTM");
   require(spec.cell == Cell::gru || spec.reset_after, "reset_after is for GRU");
-  require(!spec.layer_norm, "layer_norm is not there yet");
+  require(!spec.layer_norm || (spec.cell != Cell::rnn && spec.reset_after && !spec.proj_size && !spec.peepholes &&
+                               !spec.coupled_gates && spec.zoneout_h == 0 && spec.zoneout_c == 0),
+          "layer_norm is for LSTM and GRU without other options of the cell");
   require(!spec.proj_size || !(spec.hidden_sizes || spec.zoneout_h != 0 || spec.zoneout_c != 0),
           "proj_size goes with neither hidden_sizes nor zoneout");
   require(spec.clip >= 0, "negative clip");
@@ -118,6 +120,8 @@ template <class Void> void check_parameters(const Spec& spec, const Parameters<V
     require(p.weight_hh || !(units && outputs), missing, i);
     require(p.weight_hr || !(units && spec.proj_size), missing, i);
     require(p.weight_ch || !(units && spec.peepholes), missing, i);
+    require((p.weight_ln_ih && p.weight_ln_hh) || !(units && spec.layer_norm), missing, i);
+    require((p.weight_ln_c && p.bias_ln_c) || !(units && spec.layer_norm && has_c(spec.cell)), missing, i);
   }
 }
 
@@ -135,11 +139,11 @@ void check_shape(const Forward& pass) {
   const int64_t width = std::max({spec.input_size, 4 * spec.hidden_size, spec.num_directions * widest});
   elements(pass.steps, pass.batch, width);
   elements(spec.num_layers, spec.num_directions, pass.batch, widest);
-  // The tape: at most 5 values a unit, of which there are whole vectors.
-  elements(spec.num_layers, spec.num_directions, pass.steps, pass.batch, int64_t{5}, widest + 16);
+  // The tape: at most 13 values a unit, of which there are whole vectors.
+  elements(spec.num_layers, spec.num_directions, pass.steps, pass.batch, int64_t{13}, widest + 16);
   require(pass.segments >= 0, "negative segments");
-  require(pass.segments == 0 || (spec.reset_after && !pass.recurrent_masks),
-          "segments go with neither the reset gate before the product nor recurrent masks");
+  require(pass.segments == 0 || (spec.reset_after && !spec.layer_norm && !pass.recurrent_masks),
+          "segments go with neither layer_norm, the reset gate before the product nor recurrent masks");
   const bool irregular = pass.lengths || pass.mask || pass.reset;
   require(!irregular || pass.batch <= INT32_MAX, "with lengths, mask or reset, batch must fit 32 bits");
   require(!(pass.lengths && pass.mask), "lengths and mask exclude each other");

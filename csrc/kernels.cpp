@@ -12,7 +12,8 @@ namespace rnnfast {
 namespace {
 
 template <class C, class T> constexpr KernelTable::Entry entry() {
-  static_assert(C::columns <= C::saved_general && (C::saved == 0 || C::columns <= C::saved), "recomputation puts the columns where the saved values go");
+  static_assert(C::columns <= C::saved_general && (C::saved == 0 || C::columns <= C::saved),
+                "recomputation puts the columns where the saved values go");
   return {
       &ForwardPass<C, T>::packed_bytes,
       [](const Spec& spec, const Weights* weights, void* packed) {

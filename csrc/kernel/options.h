@@ -10,13 +10,13 @@ namespace {
 template <class T> struct Options {
   const Spec* spec = nullptr;
   int direction = 0;
-  int64_t saved = 0;     // values per unit and row on the tape
-  bool any = false;      // whether the pointwise part has anything to do with this struct
-  bool general = false;  // whether it takes the cell's general form
-  T zoneout_h = 0, zoneout_c = 0;              // without masks: the share of the value before
+  int64_t saved = 0;               // values per unit and row on the tape
+  bool any = false;                // whether the pointwise part has anything to do with this struct
+  bool general = false;            // whether it takes the cell's general form
+  T zoneout_h = 0, zoneout_c = 0;  // without masks: the share of the value before
   const uint8_t *keeps_h = nullptr, *keeps_c = nullptr;  // [T, B, H] or null: 1 where the value before is kept
-  const T* recurrent_mask = nullptr;           // [B, S] or null
-  Rows<T> cells{}, gates{};                    // wanted if their data is not null
+  const T* recurrent_mask = nullptr;                     // [B, S] or null
+  Rows<T> cells{}, gates{};                              // wanted if their data is not null
 
   Options() = default;
   RNNFAST_INLINE Options(const Forward& pass, int64_t l, int64_t d, bool general, int64_t saved)

@@ -148,8 +148,8 @@ class Schedule {
   };
   struct Sequence {
     int64_t count = 0, last = -1;
-    bool cut = false;       // a reset since its last row
-    bool cut_late = false;  // the same, but for a reset before step 0: no state ever comes from there in reverse
+    bool cut = false;        // a reset since its last row
+    bool cut_late = false;   // the same, but for a reset before step 0: no state ever comes from there in reverse
     bool cut_first = false;  // `cut_late` when its first row came
   };
 
