@@ -109,8 +109,8 @@ class Axes:
 def layer_tolerances(layer: Any, dtype: Any, shape: tuple[int, ...]) -> Tolerances:
     """Those of the widest layer of the stack; ``shape`` is that of the input as [T, B, I]."""
     widest = max(np.shape(value)[1] for name, value in layer.parameters.items() if name.startswith("weight_ih"))
-    hidden_size = np.shape(layer.parameters["weight_hh_l0"])[1]
     gates = reference.CELLS[type(layer).__name__.lower()].gates
+    hidden_size = max(len(value) // gates for name, value in layer.parameters.items() if name.startswith("weight_hh"))
     return tolerances(dtype, widest, hidden_size, gates, shape[0], shape[1])
 
 
@@ -121,10 +121,17 @@ class Results(NamedTuple):
     gradients: dict[str, Any]
 
 
-def named_results(cell: str, output: Any, state: Any, grads: Any, axes: Axes) -> Results:
+def named_results(
+    cell: str, output: Any, state: Any, grads: Any, axes: Axes, extras: dict[str, Any] | None = None
+) -> Results:
     def by_letter(prefix: str, value: Any) -> dict[str, Any]:
         letters = reference.CELLS[cell].states
-        return {f"{prefix} {s}": v for s, v in zip(letters, (value,) if len(letters) == 1 else value, strict=True)}
+        parts = (value,) if len(letters) == 1 else value
+        return {f"{prefix} {letter}": joined(part) for letter, part in zip(letters, parts, strict=True)}
+
+    def joined(part: Any) -> Any:
+        """Layers of different sizes in one axis."""
+        return np.concatenate([block.ravel() for block in part]) if isinstance(part, tuple) else part
 
     gradients = {"grads.input": axes.sequence(grads.input), **by_letter("grads.state", axes.states(grads.state))}
     gradients |= {f"grads.parameters {name}": value for name, value in grads.parameters.items()}
@@ -132,22 +139,42 @@ def named_results(cell: str, output: Any, state: Any, grads: Any, axes: Axes) ->
         f"grads.per_step[{k}]": axes.sequence(value) if value.shape[:-1] == grads.input.shape[:-1] else value
         for k, value in enumerate(grads.per_step)
     }
-    return Results({"output": axes.sequence(output), **by_letter("state", axes.states(state))}, gradients)
+    outputs = {"output": axes.sequence(output), **by_letter("state", axes.states(state))}
+    outputs |= {name: axes.sequence(value) for name, value in (extras or {}).items()}
+    return Results(outputs, gradients)
 
 
 def layer_results(
-    layer: Any, x: Any, hx: Any, grad_output: Any, grad_state: Any, lengths: Any = None
-) -> tuple[Results, list[Any] | None]:
-    """Runs ``layer`` forward and backward. Also returns what dropout multiplied the output of each layer but the last
-    with, as [T, B, D*H], for the reference."""
-    output, state, tape = layer.forward(x, hx, lengths=lengths)
+    layer: Any, x: Any, hx: Any, grad_output: Any, grad_state: Any, lengths: Any = None, **call: Any
+) -> tuple[Results, dict[str, Any]]:
+    """Runs ``layer`` forward and backward, with further arguments of the call. Also returns the masks that it drew, as
+    arguments of the reference."""
+    output, state, *extras, tape = layer.forward(x, hx, lengths=lengths, **call)
     grads = layer.backward(tape, grad_output, grad_state, per_step=True)
     axes = Axes(unbatched=np.ndim(x) == 2, batch_first=layer.batch_first)
-    masks = None
+    wanted = [name for name in ("cells", "gates") if call.get("return_" + name.replace("cells", "cell"))]
+    named = dict(zip(wanted, extras, strict=True))
+    cell = type(layer).__name__.lower()
+    return named_results(cell, output, state, grads, axes, named), drawn_masks(layer, tape, axes)
+
+
+def drawn_masks(layer: Any, tape: Any, axes: Axes) -> dict[str, Any]:
+    """What dropout and zoneout of a pass were, as arguments of ``reference.forward``."""
+    masks: dict[str, Any] = {}
     if getattr(layer, "dropout", 0.0) and layer.num_layers > 1:
         scale = 1.0 / (1.0 - layer.dropout) if layer.dropout < 1.0 else 0.0
-        masks = [axes.sequence(mask) * scale for mask in tape.dropout_masks()]
-    return named_results(type(layer).__name__.lower(), output, state, grads, axes), masks
+        masks["dropout_masks"] = [axes.sequence(mask) * scale for mask in tape.dropout_masks()]
+    drawn = tape.masks() if hasattr(tape, "masks") and hasattr(layer, "zoneout") else None
+    for kind in ("input", "recurrent"):
+        if factors := getattr(drawn, kind, None):
+            masks[f"{kind}_masks"] = [np.atleast_2d(factor) for factor in factors]
+    for kind in ("zoneout_h", "zoneout_c"):
+        if kept := getattr(drawn, kind, None):
+            masks[kind.replace("_", "_masks_")] = [axes.sequence(keep) for keep in kept]
+    return masks
+
+
+OPTIONS = ("activation", "recurrent_activation", "output_activation", "clip", "reset_after", "coupled_gates")
 
 
 def reference_results(
@@ -158,40 +185,64 @@ def reference_results(
     grad_state: Any,
     lengths: Any = None,
     *,
-    dropout_masks: Any = None,
+    masks: dict[str, Any] | None = None,
+    **call: Any,
 ) -> Results:
-    """What the reference makes of a layer's parameters, options and arguments."""
+    """What the reference makes of a layer's parameters, options and arguments, and of what the layer drew."""
     cell = type(layer).__name__.lower()
     axes = Axes(unbatched=np.ndim(x) == 2, batch_first=layer.batch_first)
+    wanted = [name for name in ("cells", "gates") if call.pop("return_" + name.replace("cells", "cell"), False)]
+    call.pop("masks", None)
+    for name in ("mask", "reset"):
+        if call.get(name) is not None:
+            call[name] = axes.sequence(call[name])
     output, state, tape = reference.forward(
         cell,
         layer.parameters,
         axes.sequence(x),
         axes.states(hx),
-        nonlinearity=getattr(layer, "nonlinearity", "tanh"),
         num_layers=layer.num_layers,
         bidirectional=layer.bidirectional,
         lengths=lengths,
-        dropout_masks=dropout_masks,
+        **{name: getattr(layer, name) for name in OPTIONS if hasattr(layer, name)},
+        **(masks or {}),
+        **call,
     )
-    grads = reference.backward(tape, axes.sequence(grad_output), axes.states(grad_state))
-    return named_results(cell, output, state, grads, Axes(unbatched=False, batch_first=False))
+    grads = reference.backward(
+        tape, axes.sequence(grad_output), axes.states(grad_state), grad_clip=getattr(layer, "grad_clip", None)
+    )
+    extras = {name: getattr(tape, name) for name in wanted}
+    return named_results(cell, output, state, grads, Axes(unbatched=False, batch_first=False), extras)
+
+
+def bounded(layer: Any) -> bool:
+    """Whether h is within [-1, 1], as the tolerance of the output supposes."""
+    given = (getattr(layer, "activation", None), getattr(layer, "output_activation", None))
+    names = [a.name for value in given for a in (value if isinstance(value, tuple) else (value,)) if a is not None]
+    return all(name in ("tanh", "sigmoid", "hard_sigmoid", "softsign", "relu") for name in names)
 
 
 def compare_results(layer: Any, x: Any, got: Results, want: Results) -> dict[str, float]:
     """Asserts that both have the same names, the layer's dtype, and values within the tolerances; returns every error
     as a fraction of its tolerance."""
+    if isinstance(getattr(layer, "hidden_size", None), tuple):  # the reference stacks layers that happen to be alike
+        for values in (*want, *got):
+            values.update({name: np.ravel(value) for name, value in values.items() if "state" in name})
     assert_same_names(x.dtype, got.outputs, want.outputs)
     assert_same_names(x.dtype, got.gradients, want.gradients)
     axes = Axes(unbatched=np.ndim(x) == 2, batch_first=layer.batch_first)
     allowed = layer_tolerances(layer, x.dtype, axes.sequence(x).shape)
     fractions = {
-        name: assert_close_output(name, value, want.outputs[name], allowed.output, unbounded=name == "state c")
+        name: assert_close_output(name, value, want.outputs[name], allowed.output, unbounded=unbounded(layer, name))
         for name, value in got.outputs.items()
     }
     for name, value in got.gradients.items():
         fractions[name] = assert_close_gradient(name, value, want.gradients[name], allowed.gradient)
     return fractions
+
+
+def unbounded(layer: Any, name: str) -> bool:
+    return name in ("state c", "cells") or not bounded(layer)
 
 
 def compare_layer(
@@ -201,6 +252,7 @@ def compare_layer(
     grad_output: np.ndarray | None,
     grad_state: Any,
     lengths: Any = None,
+    **call: Any,
 ) -> dict[str, float]:
     """Run ``layer`` forward and backward and compare everything it returns with the reference.
 
@@ -208,8 +260,8 @@ def compare_layer(
     ``per_step`` has the form of the input, or is [T, B, H]. The masks of dropout are taken from the tape.
     """
     arguments = (x, hx, grad_output, grad_state, lengths)
-    got, masks = layer_results(layer, *arguments)
-    return compare_results(layer, x, got, reference_results(layer, *arguments, dropout_masks=masks))
+    got, masks = layer_results(layer, *arguments, **call)
+    return compare_results(layer, x, got, reference_results(layer, *arguments, masks=masks, **call))
 
 
 def assert_same_names(dtype: Any, got: dict[str, Any], want: dict[str, Any]) -> None:

@@ -47,7 +47,11 @@ CONSTRUCTION: dict[str, Case] = {
     "input_size float": (lambda: rf.GRU(1.0, 3), TypeError, "input_size must be an integer, got 1.0"),
     "hidden_size negative": (lambda: rf.GRU(3, -3), ValueError, "hidden_size must be at least 0, got -3"),
     "hidden_size text": (lambda: rf.GRU(3, "4"), TypeError, "hidden_size must be an integer, got '4'"),
-    "hidden_size tuple": (lambda: rf.GRU(3, (4, 4)), TypeError, "hidden_size must be an integer, got a tuple"),
+    "hidden_size tuple": (
+        lambda: rf.GRU(3, (4, 4)),
+        ValueError,
+        "hidden_size must be one number or num_layers = 1 numbers, got 2",
+    ),
     "hidden_size bool": (lambda: rf.GRU(3, True), TypeError, "hidden_size must be an integer, got True"),
     "num_layers zero": (lambda: rf.GRU(3, 4, 0), ValueError, "num_layers must be at least 1, got 0"),
     "num_layers none": (lambda: rf.GRU(3, 4, None), TypeError, "num_layers must be an integer, got None"),

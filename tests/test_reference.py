@@ -151,12 +151,12 @@ def test_per_step_is_the_gradient_by_each_h(monkeypatch, kind, layers, bidirecti
     cell = reference.CELLS[problem.cell]
     calls = itertools.count()
 
-    def step(layer, x, prev):
-        (h, *rest), saved = cell.step(layer, x, prev)
+    def step(layer, x, h_in, prev):
+        (h, *rest), gates, saved = cell.step(layer, x, h_in, prev)
         run, t = divmod(next(calls) % (layers * directions * T), T)  # one call per run and step, run by run
         if run % directions == 1:
             t = T - 1 - t
-        return (h + moved[run, t, valid[t]], *rest), saved
+        return (h + moved[run, t, valid[t]], *rest), gates, saved
 
     monkeypatch.setitem(reference.CELLS, problem.cell, replace(cell, step=step))
     want = central_differences(problem.loss, moved)

@@ -55,9 +55,14 @@ def hidden_size(value: object, num_layers: int) -> int | tuple[int, ...]:
     return tuple(size(f"hidden_size[{layer}]", number, 1) for layer, number in enumerate(value))
 
 
-def layer_size(num_layers: int, weight_elements: int) -> None:
-    if num_layers > MOST_LAYERS:
-        raise ValueError(f"num_layers must be at most {MOST_LAYERS}, got {num_layers}")
+def num_layers(value: object) -> int:
+    number = size("num_layers", value, 1)
+    if number > MOST_LAYERS:
+        raise ValueError(f"num_layers must be at most {MOST_LAYERS}, got {number}")
+    return number
+
+
+def layer_size(weight_elements: int) -> None:
     if weight_elements * 8 >= MOST_BYTES:
         raise ValueError(
             f"input_size, hidden_size and num_layers are too large: the weights would have {weight_elements} elements"
@@ -334,7 +339,9 @@ def bool_array(name: str, value: Any, shape: Shape, meaning: str) -> Array:
 def mask_is_used(name: str, value: Any, rate: float) -> None:
     if value is not None and not rate:
         option = name.removeprefix("masks.").removesuffix("_h").removesuffix("_c")
-        raise ValueError(f"{name} is given, but the layer's {option if option == 'zoneout' else option + '_dropout'} is 0")
+        raise ValueError(
+            f"{name} is given, but the layer's {option if option == 'zoneout' else option + '_dropout'} is 0"
+        )
 
 
 def mask_list(name: str, value: Any, count: int) -> Sequence[Any]:

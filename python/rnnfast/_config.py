@@ -49,7 +49,7 @@ class Config:
 
     def checked(self) -> Config:
         """The same with Python's own types in every field; ValueError, TypeError for what no layer can have."""
-        num_layers = _check.size("num_layers", self.num_layers, 1)
+        num_layers = _check.num_layers(self.num_layers)
         checked = dataclasses.replace(
             self,
             input_size=_check.size("input_size", self.input_size, 0),
@@ -63,7 +63,7 @@ class Config:
             **_options.checked(self),
         )
         _options.check_pairs(checked)
-        _check.layer_size(checked.num_layers, checked.weight_elements())
+        _check.layer_size(checked.weight_elements())
         return checked
 
     # --- sizes ---

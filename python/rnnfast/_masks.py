@@ -22,7 +22,7 @@ class Masks:
     `Masks(seed=7)` fixes all, and a list fixes one kind. Only what the layer's options ask for may be given.
     """
 
-    #: Of the dropout between layers (`tape.dropout_masks()`), and of what is drawn here: an integer from 0 to 2**64 - 1.
+    #: Of the dropout between layers (`tape.dropout_masks()`), and of what is drawn here: an integer below 2**64.
     seed: int | None = None
     #: Of input_dropout, one array for each layer, [B, I_l] ([I_l] unbatched): what its input is multiplied with.
     input: Sequence[Array] | None = None
@@ -71,14 +71,18 @@ def _drawn(kind: str, rate: float, bits: np.random.Philox, shape: tuple[int, int
     if kind.startswith("zoneout"):
         return (generator.random(shape, np.float32) < rate).astype(np.uint8)
     kept = generator.random(shape[1:], np.float32) >= rate
-    return kept * config.numpy_dtype.type(1.0 / (1.0 - rate) if rate < 1 else 0.0)
+    factor = config.numpy_dtype.type(1.0 / (1.0 - rate) if rate < 1 else 0.0)
+    factors: Array = np.multiply(kept, factor, dtype=config.numpy_dtype)
+    return factors
 
 
 def _read(
     kind: str, masks: Any, widths: Sequence[int], layout: Layout, shape: tuple[int, int], config: Config
 ) -> list[Array]:
     arrays = []
-    for index, (mask, width) in enumerate(zip(_check.mask_list(f"masks.{kind}", masks, len(widths)), widths, strict=True)):
+    for index, (mask, width) in enumerate(
+        zip(_check.mask_list(f"masks.{kind}", masks, len(widths)), widths, strict=True)
+    ):
         name = f"masks.{kind}[{index}]"
         if kind.startswith("zoneout"):
             array = _check.bool_array(name, mask, layout.shape(*shape, width), "the shape of h at every step")

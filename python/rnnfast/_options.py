@@ -18,9 +18,7 @@ def checked(config: Config) -> dict[str, Any]:
     return {
         "activation": activations("activation", config.activation, config.bidirectional),
         "recurrent_activation": activations("recurrent_activation", config.recurrent_activation, config.bidirectional),
-        "output_activation": None
-        if output is None
-        else activations("output_activation", output, config.bidirectional),
+        "output_activation": None if output is None else activations("output_activation", output, config.bidirectional),
         "proj_size": _check.size("proj_size", config.proj_size, 0),
         "forget_bias": _check.finite("forget_bias", config.forget_bias),
         "clip": None if config.clip is None else _check.positive("clip", config.clip),

@@ -38,9 +38,7 @@ class Request(NamedTuple):
     def checked(self, config: Config) -> Request:
         carry = _check.choice("masked_output", self.masked_output, ("zero", "carry")) == "carry"
         initial = _check.choice("reset_to", self.reset_to, ("zero", "initial")) == "initial"
-        _check.excluded(
-            "lengths", "mask", self.lengths is not None and self.mask is not None, "a mask says both"
-        )
+        _check.excluded("lengths", "mask", self.lengths is not None and self.mask is not None, "a mask says both")
         _check.needs("masked_output='carry'", "a mask", not carry or self.mask is not None)
         _check.needs("reset_to='initial'", "reset", not initial or self.reset is not None)
         return_cell, return_gates = (_check.flag(name, getattr(self, name)) for name in ("return_cell", "return_gates"))
@@ -120,9 +118,7 @@ class ForwardCall:
                 self.extras.append(self._new_sequence(width))
                 options[name] = self.layout.to_engine(self.extras[-1])
         if training:
-            self.masks = _masks.resolved(
-                config, self.layout, self.steps, self.batch, training.seed, training.masks
-            )
+            self.masks = _masks.resolved(config, self.layout, self.steps, self.batch, training.seed, training.masks)
             options |= {ENGINE_NAMES[kind]: masks for kind, masks in self.masks.items()}
         return options
 

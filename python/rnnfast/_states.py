@@ -67,7 +67,9 @@ class StateForm(NamedTuple):
     def give(self, arrays: list[Array]) -> Any:
         """What a user sees of the engine's arrays: views."""
         parts = [
-            self.blocks(array, sizes) if self.per_layer else array.reshape(self._shape(sizes[0], self.config.num_layers))
+            self.blocks(array, sizes)
+            if self.per_layer
+            else array.reshape(self._shape(sizes[0], self.config.num_layers))
             for array, sizes in zip(arrays, self.config.state_sizes, strict=True)
         ]
         return tuple(parts) if len(parts) == 2 else parts[0]

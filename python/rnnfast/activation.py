@@ -59,7 +59,9 @@ class Activation:
             object.__setattr__(self, letter, value)
 
     def __repr__(self) -> str:
-        parts = [f", {letter}={value!r}" for letter in ("alpha", "beta") if (value := getattr(self, letter)) is not None]
+        parts = [
+            f", {letter}={value!r}" for letter in ("alpha", "beta") if (value := getattr(self, letter)) is not None
+        ]
         return f"Activation({self.name!r}{''.join(parts)})"
 
 

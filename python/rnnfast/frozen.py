@@ -37,21 +37,16 @@ class Frozen(Configured, Generic[State]):
 
     @overload
     def __call__(
-        self,
-        x: SupportsArray,
-        hx: Any = None,
-        *,
-        lengths: Any = None,
-        mask: Any = None,
-        masked_output: str = "zero",
-        reset: Any = None,
-        reset_to: str = "zero",
-        return_cell: Literal[False] = False,
+        self, x: SupportsArray, hx: Any = None, *, lengths: Any = None, mask: Any = None, masked_output: str = "zero",
+        reset: Any = None, reset_to: str = "zero", return_cell: Literal[False] = False,
         return_gates: Literal[False] = False,
-    ) -> tuple[Array, State]: ...
+    ) -> tuple[Array, State]: ...  # fmt: skip
 
     @overload
-    def __call__(self, x: SupportsArray, hx: Any = None, **options: Any) -> tuple[Any, ...]: ...
+    def __call__(
+        self, x: SupportsArray, hx: Any = None, *, lengths: Any = None, mask: Any = None, masked_output: str = "zero",
+        reset: Any = None, reset_to: str = "zero", return_cell: bool = False, return_gates: bool = False,
+    ) -> tuple[Any, ...]: ...  # fmt: skip
 
     def __call__(
         self,

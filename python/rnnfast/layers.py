@@ -101,21 +101,16 @@ class Layer(Configured, Generic[State]):
 
     @overload
     def __call__(
-        self,
-        x: SupportsArray,
-        hx: Any = None,
-        *,
-        lengths: Any = None,
-        mask: Any = None,
-        masked_output: str = "zero",
-        reset: Any = None,
-        reset_to: str = "zero",
-        return_cell: Literal[False] = False,
+        self, x: SupportsArray, hx: Any = None, *, lengths: Any = None, mask: Any = None, masked_output: str = "zero",
+        reset: Any = None, reset_to: str = "zero", return_cell: Literal[False] = False,
         return_gates: Literal[False] = False,
-    ) -> tuple[Array, State]: ...
+    ) -> tuple[Array, State]: ...  # fmt: skip
 
     @overload
-    def __call__(self, x: SupportsArray, hx: Any = None, **options: Any) -> tuple[Any, ...]: ...
+    def __call__(
+        self, x: SupportsArray, hx: Any = None, *, lengths: Any = None, mask: Any = None, masked_output: str = "zero",
+        reset: Any = None, reset_to: str = "zero", return_cell: bool = False, return_gates: bool = False,
+    ) -> tuple[Any, ...]: ...  # fmt: skip
 
     def __call__(
         self,
@@ -159,22 +154,17 @@ class Layer(Configured, Generic[State]):
 
     @overload
     def forward(
-        self,
-        x: SupportsArray,
-        hx: Any = None,
-        *,
-        lengths: Any = None,
-        mask: Any = None,
-        masked_output: str = "zero",
-        reset: Any = None,
-        reset_to: str = "zero",
-        return_cell: Literal[False] = False,
-        return_gates: Literal[False] = False,
-        masks: Masks | None = None,
-    ) -> tuple[Array, State, Tape]: ...
+        self, x: SupportsArray, hx: Any = None, *, lengths: Any = None, mask: Any = None, masked_output: str = "zero",
+        reset: Any = None, reset_to: str = "zero", return_cell: Literal[False] = False,
+        return_gates: Literal[False] = False, masks: Masks | None = None,
+    ) -> tuple[Array, State, Tape]: ...  # fmt: skip
 
     @overload
-    def forward(self, x: SupportsArray, hx: Any = None, **options: Any) -> tuple[Any, ...]: ...
+    def forward(
+        self, x: SupportsArray, hx: Any = None, *, lengths: Any = None, mask: Any = None, masked_output: str = "zero",
+        reset: Any = None, reset_to: str = "zero", return_cell: bool = False, return_gates: bool = False,
+        masks: Masks | None = None,
+    ) -> tuple[Any, ...]: ...  # fmt: skip
 
     def forward(
         self,
@@ -391,8 +381,8 @@ class LSTM(Layer[tuple[Array, Array]]):
     peepholes: c_(t-1) is seen by i and f, c_t by o: parameters weight_ch_l0 [3, H] of i, f, o.
     coupled_gates: f = 1 - i. The rows of f stay, and have gradients of 0.
     forget_bias: added to the rows of f of bias_ih when they are drawn.
-    layer_norm: W_ih x, W_hh h and c on its way to h are normalised: parameters weight_ln_ih_l0, weight_ln_hh_l0 [4 * H],
-        weight_ln_c_l0, bias_ln_c_l0 [H].
+    layer_norm: W_ih x, W_hh h and c on its way to h are normalised: parameters weight_ln_ih_l0 and weight_ln_hh_l0
+        [4 * H], weight_ln_c_l0 and bias_ln_c_l0 [H].
     zoneout: one probability, or two for h and c.
 
     The first axis of the weights is 4 * H, in the order i, f, g, o.

@@ -110,9 +110,7 @@ def read_parameters(
     return layers
 
 
-def read_states(
-    name: str, layers: list[Layer], directions: int, cell: Cell, value: Any, batch: int
-) -> list[States]:
+def read_states(name: str, layers: list[Layer], directions: int, cell: Cell, value: Any, batch: int) -> list[States]:
     """[L*D] states, from one array for a cell with one state, a sequence for a cell with more; None, whole or in part,
     is zeros."""
     if value is None:

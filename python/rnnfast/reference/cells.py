@@ -105,11 +105,12 @@ def normalised(v: Array) -> Array:
     """``(v - mean) / sqrt(var + eps)`` of each row: Ba, Kiros & Hinton, arXiv:1607.06450."""
     if v.shape[1] == 0:
         return v
-    return (v - v.mean(axis=1, keepdims=True)) * deviation(v)
+    centred: Array = v - v.mean(axis=1, keepdims=True)
+    return centred * reciprocal_deviation(v)
 
 
-def deviation(v: Array) -> Array:
-    """1 / (standard deviation of each row), [rows, 1]."""
+def reciprocal_deviation(v: Array) -> Array:
+    """``1 / sqrt(var + eps)`` of each row, [rows, 1]."""
     reciprocal: Array = 1.0 / np.sqrt(v.var(axis=1, keepdims=True) + EPSILON)
     return reciprocal
 
@@ -119,8 +120,8 @@ def normalised_backward(v: Array, d: Array) -> Array:
     if v.shape[1] == 0:
         return d
     n = normalised(v)
-    along = n * (d * n).mean(axis=1, keepdims=True)
-    return deviation(v) * (d - d.mean(axis=1, keepdims=True) - along)
+    effective: Array = d - d.mean(axis=1, keepdims=True) - n * (d * n).mean(axis=1, keepdims=True)
+    return effective * reciprocal_deviation(v)
 
 
 # ---- RNN: Elman, "Finding structure in time", Cognitive Science 14 (1990) ----

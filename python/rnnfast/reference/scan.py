@@ -22,9 +22,11 @@ class Rows:
 
     def anew(self, t: int, reverse: bool) -> NDArray[np.bool_]:
         """The rows that start anew before step t. Both directions cross the same boundary, from its two sides."""
-        if not reverse:
-            return self.reset[t]
-        return self.reset[t + 1] if t + 1 < len(self.reset) else np.zeros(self.reset.shape[1], dtype=np.bool_)
+        boundary = t + 1 if reverse else t
+        if boundary == len(self.reset):
+            return np.zeros(self.reset.shape[1], dtype=np.bool_)
+        rows: NDArray[np.bool_] = self.reset[boundary]
+        return rows
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..activation import Activation
 from .activations import Array
 from .arguments import Functions, Given, Masks, read_array, read_noise, read_parameters, read_rows, read_states, suffix
 from .cells import CELLS, Cell, Layer, States
 from .scan import Moment, Noise, Rows, carried, carried_backward, scan, scan_backward
 
 State = Any
-"""[L*D, B, H] where all layers are alike, else a tuple of L arrays [D, B, H_l]; for an LSTM a pair ``(h, c)`` of these."""
+"""[L*D, B, H] where all layers are alike, else a tuple of L arrays [D, B, H_l]; for an LSTM a pair ``(h, c)``."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ def backward(
 
 def stack_states(states: list[States], directions: int) -> State:
     """From [L*D] tuples of [B, H] to PyTorch's form: [L*D, B, H], or a tuple of these."""
-    parts = []
+    parts: list[Any] = []
     for arrays in zip(*states, strict=True):
         if len({array.shape for array in arrays}) == 1:
             parts.append(np.stack(arrays))
