@@ -74,17 +74,28 @@ struct Spec : rf::Spec {
 
  private:
   void set(const std::string& name, py::handle value) {
-    if (name == "proj_size") proj_size = value.cast<int64_t>();
-    else if (name == "reset_after") reset_after = value.cast<bool>();
-    else if (name == "peepholes") peepholes = value.cast<bool>();
-    else if (name == "coupled_gates") coupled_gates = value.cast<bool>();
-    else if (name == "layer_norm") layer_norm = value.cast<bool>();
-    else if (name == "clip") clip = value.cast<double>();
-    else if (name == "zoneout_h") zoneout_h = value.cast<double>();
-    else if (name == "zoneout_c") zoneout_c = value.cast<double>();
-    else if (name == "activations") set_activations(value);
-    else if (name == "hidden_sizes") set_sizes(value);
-    else throw py::type_error("unknown option: " + name);
+    if (name == "proj_size")
+      proj_size = value.cast<int64_t>();
+    else if (name == "reset_after")
+      reset_after = value.cast<bool>();
+    else if (name == "peepholes")
+      peepholes = value.cast<bool>();
+    else if (name == "coupled_gates")
+      coupled_gates = value.cast<bool>();
+    else if (name == "layer_norm")
+      layer_norm = value.cast<bool>();
+    else if (name == "clip")
+      clip = value.cast<double>();
+    else if (name == "zoneout_h")
+      zoneout_h = value.cast<double>();
+    else if (name == "zoneout_c")
+      zoneout_c = value.cast<double>();
+    else if (name == "activations")
+      set_activations(value);
+    else if (name == "hidden_sizes")
+      set_sizes(value);
+    else
+      throw py::type_error("unknown option: " + name);
   }
   void set_activations(py::handle value) {
     if (value.is_none()) return;
@@ -260,7 +271,9 @@ std::vector<Struct> per_cell(const Spec& spec, const py::sequence& arrays, Point
     const int64_t layer = n / spec.num_directions, units = rf::units_of(spec, layer);
     const int64_t rows = rf::gates_of(spec.cell) * units, outputs = rf::outputs_of(spec, layer);
     size_t at = static_cast<size_t>(n * each);
-    auto next = [&](const char* name, const Shape& shape) { return pointer(py::object(arrays[at++]), name, type, shape); };
+    auto next = [&](const char* name, const Shape& shape) {
+      return pointer(py::object(arrays[at++]), name, type, shape);
+    };
     Struct& w = result[static_cast<size_t>(n)];
     w.weight_ih = next("weight_ih", {rows, rf::inputs_of(spec, layer)});
     w.weight_hh = next("weight_hh", {rows, outputs});
@@ -281,8 +294,7 @@ struct Packed {
   const rf::KernelTable& table;
   rf::Memory bytes;
 
-  Packed(const Spec& spec_, const py::sequence& arrays, const std::string& isa)
-      : spec(spec_), table(table_named(isa)) {
+  Packed(const Spec& spec_, const py::sequence& arrays, const std::string& isa) : spec(spec_), table(table_named(isa)) {
     const auto weights = per_cell<rf::Weights>(spec, arrays, input);
     if (!spec.hidden_size) return;  // here and below: nothing to compute, so no kernel is asked
     bytes.allocate(rf::packed_bytes(table, spec));
@@ -320,7 +332,8 @@ class Pass {
     call_.segments = segments;
     set_weights(weights, isa);
     set_lengths(lengths);
-    for (auto option : options) set_option(option.first.cast<std::string>(), py::reinterpret_borrow<py::object>(option.second));
+    for (auto option : options)
+      set_option(option.first.cast<std::string>(), py::reinterpret_borrow<py::object>(option.second));
     if (!train) return;
     require_masks();
     tape_.allocate(spec_.hidden_size ? rf::tape_bytes(*table_, call_) : 0);
@@ -428,18 +441,24 @@ class Pass {
       const int64_t layer = n / directions;
       const py::object array = arrays[static_cast<size_t>(n)];
       pointers_.back().push_back(
-          name == "input_masks"       ? input(array, "input_masks", type_, {batch(), rf::inputs_of(spec_, layer)})
-          : name == "recurrent_masks" ? input(array, "recurrent_masks", type_, {batch(), rf::outputs_of(spec_, layer)})
-                                      : input(array, "zoneout_masks", flags, {steps(), batch(), rf::units_of(spec_, layer)}));
+          name == "input_masks" ? input(array, "input_masks", type_, {batch(), rf::inputs_of(spec_, layer)})
+          : name == "recurrent_masks"
+              ? input(array, "recurrent_masks", type_, {batch(), rf::outputs_of(spec_, layer)})
+              : input(array, "zoneout_masks", flags, {steps(), batch(), rf::units_of(spec_, layer)}));
       if (!pointers_.back().back() && array.is_none() && name != "input_masks")
         throw py::value_error(name + " has no array");
     }
     const void* const* all = pointers_.back().data();
-    if (name == "input_masks") call_.input_masks = all;
-    else if (name == "recurrent_masks") call_.recurrent_masks = all;
-    else if (name == "zoneout_masks_h") call_.zoneout_h_masks = reinterpret_cast<const uint8_t* const*>(all);
-    else if (name == "zoneout_masks_c") call_.zoneout_c_masks = reinterpret_cast<const uint8_t* const*>(all);
-    else throw py::type_error("unknown option: " + name);
+    if (name == "input_masks")
+      call_.input_masks = all;
+    else if (name == "recurrent_masks")
+      call_.recurrent_masks = all;
+    else if (name == "zoneout_masks_h")
+      call_.zoneout_h_masks = reinterpret_cast<const uint8_t* const*>(all);
+    else if (name == "zoneout_masks_c")
+      call_.zoneout_c_masks = reinterpret_cast<const uint8_t* const*>(all);
+    else
+      throw py::type_error("unknown option: " + name);
   }
 
   void require_masks() const {
@@ -491,8 +510,8 @@ class Stream {
     call_.x.stride_b = spec.input_size;
     call_.y.stride_b = outputs_;
     for (int64_t l = 0; l < spec_.num_layers; ++l)
-      work_ += rf::gates_of(spec.cell) * rf::units_of(spec_, l) *
-               (rf::inputs_of(spec_, l) + rf::outputs_of(spec_, l)) * batch();
+      work_ += rf::gates_of(spec.cell) * rf::units_of(spec_, l) * (rf::inputs_of(spec_, l) + rf::outputs_of(spec_, l)) *
+               batch();
     set_threads(1);
   }
 
@@ -731,8 +750,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def_property_readonly("tape_nbytes", &Pass::tape_nbytes);
 
   py::class_<Stream>(m, "Stream")
-      .def(py::init<const Spec&, const py::object&, const py::array&, const py::object&>(), "spec"_a, "packed"_a,
-           "h"_a, "c"_a)
+      .def(py::init<const Spec&, const py::object&, const py::array&, const py::object&>(), "spec"_a, "packed"_a, "h"_a,
+           "c"_a)
       .def("step", &Stream::step, "x"_a, "out"_a, "threads"_a);
 
   m.def("available_isas", &available_isas);

@@ -60,14 +60,20 @@ void require(bool condition, const char* message, int64_t index) {
   if (!condition) throw std::invalid_argument(message + (" [" + std::to_string(index) + "]"));
 }
 
-// The product of sizes, refused where its bytes do not fit an int64_t.
-int64_t elements(std::initializer_list<int64_t> sizes) {
+int64_t checked_product(std::initializer_list<int64_t> sizes) {
   int64_t product = 8;  // bytes of the larger dtype
   for (int64_t size : sizes) {
     // A zero size must not hide what the others are multiplied to: buffers may be sized by a part of them.
     require(!__builtin_mul_overflow(product, std::max<int64_t>(size, 1), &product), "sizes are too large");
   }
   return std::find(sizes.begin(), sizes.end(), 0) == sizes.end() ? product / 8 : 0;
+}
+
+// The product of up to six sizes, refused where its bytes do not fit an int64_t.
+template <class... Sizes> int64_t elements(Sizes... sizes) {
+  static_assert(sizeof...(sizes) <= 6, "the shortcut below");
+  if ((sizes | ...) < 1 << 10) return (sizes * ...);  // a step of a stream spends a tenth of its time here otherwise
+  return checked_product({sizes...});
 }
 
 void check_options(const Spec& spec) {
@@ -79,7 +85,9 @@ void check_options(const Spec& spec) {
   require(lstm || !(spec.proj_size || spec.peepholes || spec.coupled_gates || spec.zoneout_c != 0),
           "proj_size, peepholes, coupled_gates and zoneout of c are for LSTM");
   require(spec.cell == Cell::gru || spec.reset_after, "reset_after is for GRU");
-  require(!spec.layer_norm, "layer_norm is not there yet");
+  require(!spec.layer_norm || (spec.cell != Cell::rnn && spec.reset_after && !spec.proj_size && !spec.peepholes &&
+                               !spec.coupled_gates && spec.zoneout_h == 0 && spec.zoneout_c == 0),
+          "layer_norm is for LSTM and GRU without other options of the cell");
   require(!spec.proj_size || !(spec.hidden_sizes || spec.zoneout_h != 0 || spec.zoneout_c != 0),
           "proj_size goes with neither hidden_sizes nor zoneout");
   require(spec.clip >= 0, "negative clip");
@@ -99,8 +107,8 @@ void check(const Spec& spec) {
             "a size is not positive, or larger than hidden_size", l);
   check_options(spec);
   const int64_t widest = std::max(spec.hidden_size, spec.proj_size);
-  elements({spec.num_layers, spec.num_directions, 4, spec.hidden_size, spec.input_size});
-  elements({spec.num_layers, spec.num_directions, 4, spec.hidden_size, spec.num_directions, widest});
+  elements(spec.num_layers, spec.num_directions, int64_t{4}, spec.hidden_size, spec.input_size);
+  elements(spec.num_layers, spec.num_directions, int64_t{4}, spec.hidden_size, spec.num_directions, widest);
 }
 
 // All that a layer and direction has to have; a bias may be missing.
@@ -112,6 +120,8 @@ template <class Void> void check_parameters(const Spec& spec, const Parameters<V
     require(p.weight_hh || !(units && outputs), missing, i);
     require(p.weight_hr || !(units && spec.proj_size), missing, i);
     require(p.weight_ch || !(units && spec.peepholes), missing, i);
+    require((p.weight_ln_ih && p.weight_ln_hh) || !(units && spec.layer_norm), missing, i);
+    require((p.weight_ln_c && p.bias_ln_c) || !(units && spec.layer_norm && has_c(spec.cell)), missing, i);
   }
 }
 
@@ -127,13 +137,13 @@ void check_shape(const Forward& pass) {
   require(pass.steps >= 0 && pass.batch >= 0, "negative steps or batch");
   const int64_t widest = std::max(spec.hidden_size, spec.proj_size);
   const int64_t width = std::max({spec.input_size, 4 * spec.hidden_size, spec.num_directions * widest});
-  elements({pass.steps, pass.batch, width});
-  elements({spec.num_layers, spec.num_directions, pass.batch, widest});
-  // The tape: at most 5 values a unit, of which there are whole vectors.
-  elements({spec.num_layers, spec.num_directions, pass.steps, pass.batch, 5, widest + 16});
+  elements(pass.steps, pass.batch, width);
+  elements(spec.num_layers, spec.num_directions, pass.batch, widest);
+  // The tape: at most 13 values a unit, of which there are whole vectors.
+  elements(spec.num_layers, spec.num_directions, pass.steps, pass.batch, int64_t{13}, widest + 16);
   require(pass.segments >= 0, "negative segments");
-  require(pass.segments == 0 || (spec.reset_after && !pass.recurrent_masks),
-          "segments go with neither the reset gate before the product nor recurrent masks");
+  require(pass.segments == 0 || (spec.reset_after && !spec.layer_norm && !pass.recurrent_masks),
+          "segments go with neither layer_norm, the reset gate before the product nor recurrent masks");
   const bool irregular = pass.lengths || pass.mask || pass.reset;
   require(!irregular || pass.batch <= INT32_MAX, "with lengths, mask or reset, batch must fit 32 bits");
   require(!(pass.lengths && pass.mask), "lengths and mask exclude each other");
@@ -149,9 +159,9 @@ void check(const Forward& pass) {
   const Spec& spec = pass.spec;
   if (!pass.packed) check(spec, pass.weights);
   require(aligned(pass.packed) && aligned(pass.tape), "packed or tape is not aligned to 64 bytes");
-  require(pass.x.data || !elements({pass.steps, pass.batch, spec.input_size}), "x is null");
-  require(pass.y.data || !elements({pass.steps, pass.batch, spec.hidden_size}), "y is null");
-  const bool has_state = elements({pass.batch, spec.hidden_size}) > 0;
+  require(pass.x.data || !elements(pass.steps, pass.batch, spec.input_size), "x is null");
+  require(pass.y.data || !elements(pass.steps, pass.batch, spec.hidden_size), "y is null");
+  const bool has_state = elements(pass.batch, spec.hidden_size) > 0;
   require(pass.hn || !has_state, "hn is null");
   require(pass.cn || !has_state || !has_c(spec.cell), "cn is null");
   require(!pass.cells.data || has_c(spec.cell), "only an LSTM has cells");

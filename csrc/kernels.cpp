@@ -12,7 +12,8 @@ namespace rnnfast {
 namespace {
 
 template <class C, class T> constexpr KernelTable::Entry entry() {
-  static_assert(C::columns <= C::saved_general && (C::saved == 0 || C::columns <= C::saved), "recomputation puts the columns where the saved values go");
+  static_assert(C::columns <= C::saved_general && (C::saved == 0 || C::columns <= C::saved),
+                "recomputation puts the columns where the saved values go");
   return {
       &ForwardPass<C, T>::packed_bytes,
       [](const Spec& spec, const Weights* weights, void* packed) {
@@ -23,7 +24,7 @@ template <class C, class T> constexpr KernelTable::Entry entry() {
         Forward sizes = pass;
         sizes.tape = nullptr;
         Arena none(nullptr);
-        return Tape<C, T>(sizes, Schedule(none, sizes).total()).bytes();
+        return Tape<C, T>(sizes, Schedule(none, sizes).total(), is_general(sizes.spec)).bytes();
       },
       [](const Forward& pass) { return ForwardPass<C, T>(pass, nullptr).scratch_bytes(); },
       [](const Forward& pass, void* scratch) { return ForwardPass<C, T>(pass, scratch).run(); },

@@ -7,7 +7,8 @@
 //   T steps, B batch, I input size, H hidden size, S size of h (H, or proj_size), G gates, L layers, D directions
 //   I_l = I for layer 0, D * S above it
 // Weights have PyTorch's shapes and gate order (LSTM i f g o, GRU r z n); layer l, direction d is number l * D + d.
-// Where layers have sizes of their own, a state's [L*D, B, H] is the blocks [D, B, H_l] of the layers one after another.
+// Where layers have sizes of their own, a state's [L*D, B, H] is the blocks [D, B, H_l] of the layers one after
+// another.
 #pragma once
 
 #include <cstddef>
@@ -131,14 +132,15 @@ struct Forward {
                                      // backward computes the rest again; 0: it keeps everything
   double dropout = 0.0;              // probability between layers; applied only with a tape
   uint64_t seed = 0;                 // of these masks
-  const void* const* input_masks = nullptr;        // [L] arrays [B, I_l]: factors of x at every step; an array may be null
-  const void* const* recurrent_masks = nullptr;    // [L*D] arrays [B, S]: factors of the h that enters U
-  const uint8_t* const* zoneout_h_masks = nullptr;  // [L*D] arrays [T, B, H]: 1 where h keeps its value; null: no zoneout
+  const void* const* input_masks = nullptr;  // [L] arrays [B, I_l]: factors of x at every step; an array may be null
+  const void* const* recurrent_masks = nullptr;  // [L*D] arrays [B, S]: factors of the h that enters U
+  const uint8_t* const* zoneout_h_masks =
+      nullptr;  // [L*D] arrays [T, B, H]: 1 where h keeps its value; null: no zoneout
   const uint8_t* const* zoneout_c_masks = nullptr;  // the same for c
-  Output cells;  // [T, B, D*H]: c of the last layer, LSTM only; rows that take no part are left alone
-  Output gates;  // [T, B, D*G*H]: its gates, behind their activations
-  int threads = 1;                   // at most; small work takes fewer. Negative: exactly so many (for tests)
-  bool (*interrupted)() = nullptr;   // asked now and then by the calling thread: whether to give up
+  Output cells;     // [T, B, D*H]: c of the last layer, LSTM only; rows that take no part are left alone
+  Output gates;     // [T, B, D*G*H]: its gates, behind their activations
+  int threads = 1;  // at most; small work takes fewer. Negative: exactly so many (for tests)
+  bool (*interrupted)() = nullptr;  // asked now and then by the calling thread: whether to give up
 };
 
 // The gradients of a loss. `pass` is the forward call, unchanged: same weights, x, y, h0, c0, tape.

@@ -18,15 +18,16 @@ namespace {
 template <class T> struct BackwardLayer {
   Sizes n;
   bool reverse, relu, top;
-  Rows<const T> x, y;    // what the forward pass read and wrote
-  const T *h0, *c0;      // [B, S] and [B, H], or null
-  const T* saved;        // [panel][row][saved][lane]: of all rows, or of those of the segment
-  Range numbers;         // the rows that `saved` has
-  const T* c_start;      // [panel][B][lane]: c before the segment; null: c0
-  Rows<const T> d_y;     // data null: zeros
-  const T *d_hn, *d_cn;  // [B, S] and [B, H], or null
-  Rows<T> d_x;           // data null: not wanted
-  T *d_h0, *d_c0;        // [B, S] and [B, H], or null
+  Rows<const T> x, y;              // what the forward pass read and wrote
+  const T *h0, *c0;                // [B, S] and [B, H], or null
+  const T* saved;                  // [panel][row][saved][lane]: of all rows, or of those of the segment
+  const Moments<T> (*moments)[3];  // as the tape's, with layer normalization
+  Range numbers;                   // the rows that `saved` has
+  const T* c_start;                // [panel][B][lane]: c before the segment; null: c0
+  Rows<const T> d_y;               // data null: zeros
+  const T *d_hn, *d_cn;            // [B, S] and [B, H], or null
+  Rows<T> d_x;                     // data null: not wanted
+  T *d_h0, *d_c0;                  // [B, S] and [B, H], or null
   const Weights* weights;
   const WeightGradients* gradients;  // null: not wanted
   T* per_step;                       // [T, B, S] or null
@@ -37,33 +38,40 @@ template <class T> struct BackwardLayer {
 // Scratch of one direction, sized for the largest layer and used by layer after layer.
 template <class C, class T> struct BackwardScratch {
   static constexpr int64_t width = lanes<T>;
-  T *w = nullptr, *u = nullptr;       // transposed weights: [panel of inputs][unit][gate][lane]; u as in Packed where it is split
-  T* hr = nullptr;          // [panel of H][unit of S][lane]
-  T* peepholes = nullptr;   // [panel][3][lane]
-  T *d_w = nullptr, *d_u = nullptr;   // [panel][k][gate][lane]; d_u split like u
-  T* d_hr = nullptr;        // [panel of S][k < H][lane]
-  T* d_bias = nullptr;      // [panel][column][lane]
-  T* d_peephole = nullptr;  // [panel][3][lane]
-  T* d_h = nullptr;         // [B][panel of S][lane]
-  T* d_c = nullptr;         // [panel][B][lane]
-  T *d_h0 = nullptr, *d_c0 = nullptr;     // the same: what resets to the initial state give it
-  T* d_operand = nullptr;       // [B][panel of S][lane]: by what entered U
-  T* d_reset = nullptr;         // [B][panel][lane]: by r * h
-  T* d_unprojected = nullptr;   // [B][panel][lane]: by o * tanh(c)
-  T* da = nullptr;              // [panel][row of the block][column][lane]
-  T* d_output = nullptr;        // [panel of S][row of the block][lane]: by h, before the projection
-  T* d_peephole_row = nullptr;  // [panel][row of the block][3][lane]
-  T *x = nullptr, *h_prev = nullptr;      // [tile of inputs][row of the block][height of the tile]
-  T *reset_h = nullptr, *m = nullptr;     // the same for the operands r * h of U_n, and o * tanh(c) of W_hr
-  T* line = nullptr;            // for each thread, a row of the operand that is being packed
-  T* zeros = nullptr;           // [max(S, H)]
+  static constexpr int ln_columns = 2 * C::gates + 2;
+  T *w = nullptr,
+    *u = nullptr;          // transposed weights: [panel of inputs][unit][gate][lane]; u as in Packed where it is split
+  T* hr = nullptr;         // [panel of H][unit of S][lane]
+  T* peepholes = nullptr;  // [panel][3][lane]
+  T *d_w = nullptr, *d_u = nullptr;    // [panel][k][gate][lane]; d_u split like u
+  T* d_hr = nullptr;                   // [panel of S][k < H][lane]
+  T* d_bias = nullptr;                 // [panel][column][lane]
+  T* d_peephole = nullptr;             // [panel][3][lane]
+  T* d_h = nullptr;                    // [B][panel of S][lane]
+  T* d_c = nullptr;                    // [panel][B][lane]
+  T *d_h0 = nullptr, *d_c0 = nullptr;  // the same: what resets to the initial state give it
+  T* d_operand = nullptr;              // [B][panel of S][lane]: by what entered U
+  T* d_reset = nullptr;                // [B][panel][lane]: by r * h
+  T* d_unprojected = nullptr;          // [B][panel][lane]: by o * tanh(c)
+  T* da = nullptr;                     // [panel][row of the block][column][lane]
+  T* d_output = nullptr;               // [panel of S][row of the block][lane]: by h, before the projection
+  T* d_peephole_row = nullptr;         // [panel][row of the block][3][lane]
+  T *x = nullptr, *h_prev = nullptr;   // [tile of inputs][row of the block][height of the tile]
+  T *reset_h = nullptr, *m = nullptr;  // the same for the operands r * h of U_n, and o * tanh(c) of W_hr
+  T *ln_ih = nullptr, *ln_hh = nullptr, *ln_c = nullptr;  // as in Packed
+  T *d_sum_x = nullptr, *d_sum_h = nullptr;               // [panel][row of the block][gate][lane]: by W x and by U h
+  T* d_normalized_c = nullptr;                            // [panel][B][lane]
+  T* d_ln_row = nullptr;  // [panel][row of the block][2 gates + 2][lane]: rows' shares of
+  T* d_ln = nullptr;      // [panel][2 gates + 2][lane], the gradients of ln_ih, ln_hh, ln_c
+  T* line = nullptr;      // for each thread, a row of the operand that is being packed
+  T* zeros = nullptr;     // [max(S, H)]
   struct Row {
     int64_t t, b, number;
   };
-  Row* rows = nullptr;             // of the block, in the order of processing
-  char* packed = nullptr;          // memory for `weights`
-  Packed<C, T> weights;  // to compute a segment again
-  T* saved = nullptr;              // of a segment
+  Row* rows = nullptr;     // of the block, in the order of processing
+  char* packed = nullptr;  // memory for `weights`
+  Packed<C, T> weights;    // to compute a segment again
+  T* saved = nullptr;      // of a segment
   const T **x_rows = nullptr, **h_rows = nullptr;
 
   BackwardScratch() = default;
@@ -87,7 +95,7 @@ template <class C, class T> struct BackwardScratch {
     if (!rebuilds) return;
     packed = arena.take<char>(packed_bytes(spec));
     const int64_t segment_rows = segment_steps(pass) * batch;
-    saved = arena.take<T>(n.panels * segment_rows * saved_values<C>(spec) * width);
+    saved = arena.take<T>(n.panels * segment_rows * saved_values<C>(spec, is_general(spec)) * width);
     x_rows = arena.take<const T*>(segment_rows);
     h_rows = arena.take<const T*>(segment_rows);
   }
@@ -114,6 +122,16 @@ template <class C, class T> struct BackwardScratch {
       peepholes = arena.take<T>(3 * units);
       d_peephole = arena.take<T>(3 * units);
       d_peephole_row = arena.take<T>(block_rows * 3 * units);
+    }
+    if (spec.layer_norm) {
+      d_sum_x = arena.take<T>(block_rows * C::gates * units);
+      d_sum_h = arena.take<T>(block_rows * C::gates * units);
+      ln_ih = arena.take<T>(C::gates * units);
+      ln_hh = arena.take<T>(C::gates * units);
+      ln_c = arena.take<T>(2 * units);
+      d_normalized_c = arena.take<T>(C::has_c ? batch * units : 0);
+      d_ln_row = arena.take<T>(block_rows * ln_columns * units);
+      d_ln = arena.take<T>(ln_columns * units);
     }
     if (spec.proj_size) {
       hr = arena.take<T>(units * n.outputs);
@@ -143,7 +161,8 @@ template <class C, class T> class BackwardPass {
         spec_(pass_.spec),
         arena_(scratch),
         schedule_(arena_, pass_),
-        tape_(pass_, schedule_.total()),
+        general_(is_general(pass_.spec)),
+        tape_(pass_, schedule_.total(), general_),
         interrupt_(call.interrupted) {
     const int64_t directions = spec_.num_directions, sequence_rows = pass_.steps * pass_.batch;
     const Sizes most = largest_sizes<T>(spec_);
@@ -153,8 +172,7 @@ template <class C, class T> class BackwardPass {
     block_rows_ = block_ * pass_.batch;
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
     out_rows_ = arena_.template take<T*>(threads_ * block_rows_);
-    for (int64_t d = 0; d < directions; ++d)
-      scratch_[d] = Scratch(arena_, pass_, block_rows_, rebuilds(), threads_);
+    for (int64_t d = 0; d < directions; ++d) scratch_[d] = Scratch(arena_, pass_, block_rows_, rebuilds(), threads_);
     if (directions == 2 && (spec_.num_layers > 1 || call.grad_x.data))
       d_x_reverse_ = arena_.template take<T>(sequence_rows * most.inputs);
     int64_t between = 0, masked = 0;
@@ -244,6 +262,7 @@ template <class C, class T> class BackwardPass {
     layer.h0 = state_of<T>(pass_.h0, pass_, l, d, outputs_of);
     layer.c0 = state_of<T>(pass_.c0, pass_, l, d, units_of);
     layer.saved = tape_.saved(l, d);
+    layer.moments = spec_.layer_norm ? tape_.moments(l, d) : nullptr;
     layer.numbers = {0, schedule_.total()};
     layer.c_start = nullptr;
     layer.d_y = layer.top ? rows_of<T>(call_.grad_y) : read_only(d_input(l + 1));
@@ -256,7 +275,7 @@ template <class C, class T> class BackwardPass {
     layer.weights = pass_.weights + number;
     layer.gradients = call_.grad_weights ? call_.grad_weights + number : nullptr;
     layer.per_step = call_.per_step ? static_cast<T*>(call_.per_step[number]) : nullptr;
-    layer.options = Options<T>(pass_, l, d, saved_values<C>(spec_));
+    layer.options = Options<T>(pass_, l, d, general_, saved_values<C>(spec_, general_));
     layer.plain = !layer.options.general && !spec_.proj_size && !(pass_.carry && layer.top) && !(call_.grad_clip > 0);
     return layer;
   }
@@ -304,7 +323,7 @@ template <class C, class T> class BackwardPass {
 
   // --- recomputation: the gates of a segment, from x and the known h, as one product ---
 
-  bool rebuilds() const { return pass_.segments > 0 && saved_values<C>(spec_) > 0; }
+  bool rebuilds() const { return pass_.segments > 0 && saved_values<C>(spec_, general_) > 0; }
 
   void rebuild(Layer& layer, const T* c_start, const Scratch& scratch, const Team& team, int64_t last) const {
     const int64_t first = (last - 1) / segment_steps(pass_) * segment_steps(pass_);
@@ -409,8 +428,19 @@ template <class C, class T> class BackwardPass {
       pack_by_unit(typed(layer.weights->weight_ch), 3, n.units, 1, s.peepholes, own.first, own.last);
       clear(s.d_peephole, own, 3 * width);
     }
+    if (spec_.layer_norm) {
+      pack_norms(layer, s, own);
+      clear(s.d_ln, own, Scratch::ln_columns * width);
+    }
     if (team.rank == 0) clear(s.zeros, {0, 1}, max(n.outputs, n.units));
     for (int64_t b = part.rows.first; b < part.rows.last; ++b) prepare_state(layer, s, part, b);
+  }
+
+  void pack_norms(const Layer& layer, const Scratch& s, Range own) const {
+    Packed<C, T> norms;
+    norms.n = layer.n;
+    norms.ln_ih = s.ln_ih, norms.ln_hh = s.ln_hh, norms.ln_c = C::has_c ? s.ln_c : nullptr;
+    norms.fill_norms(*layer.weights, own);
   }
 
   // The gradient by the final state goes to the sequence's last row, or to where a reset behind it says.
@@ -477,6 +507,13 @@ template <class C, class T> class BackwardPass {
     if (g.bias_hh) unpack_columns<typename C::h_columns, C::columns>(s.d_bias, n.units, typed(g.bias_hh), own);
     if (g.weight_hr) unpack_by_unit(s.d_hr, 1, n.outputs, n.units, typed(g.weight_hr), outputs.first, outputs.last);
     if (g.weight_ch) unpack_columns<InOrder<3>, 3>(s.d_peephole, n.units, typed(g.weight_ch), own);
+    if (!spec_.layer_norm) return;
+    constexpr int gates = C::gates, columns = Scratch::ln_columns;
+    unpack_columns<InOrder<gates>, columns>(s.d_ln, n.units, typed(g.weight_ln_ih), own);
+    unpack_columns<InOrder<gates>, columns>(s.d_ln + gates * width, n.units, typed(g.weight_ln_hh), own);
+    if (!C::has_c) return;
+    unpack_columns<InOrder<1>, columns>(s.d_ln + 2 * gates * width, n.units, typed(g.weight_ln_c), own);
+    unpack_columns<InOrder<1>, columns>(s.d_ln + (2 * gates + 1) * width, n.units, typed(g.bias_ln_c), own);
   }
 
   template <class Map, int ColumnCount> static void unpack_columns(const T* sums, int64_t units, T* out, Range panels) {
@@ -496,26 +533,46 @@ template <class C, class T> class BackwardPass {
     if (team.rank == 0)
       for (int64_t r = 0; r < all.count; ++r) scratch.rows[done + r] = {t, all.batch(r), all.first + r};
     if (spec_.proj_size) unproject(layer, scratch, part, rows, t, base, out_rows);
-    for (int64_t p = part.panels.first; p < part.panels.last; ++p)
-      for (int64_t r = 0; r < rows.count; ++r) apply_cell(layer, scratch, rows, t, r, p, base + r);
+    if (spec_.layer_norm) {
+      cells_normalized(layer, scratch, part, rows, t, base);
+    } else {
+      for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
+        if (layer.plain)
+          for (int64_t r = 0; r < rows.count; ++r) apply_cell(layer, scratch, rows, t, r, p, base + r);
+        else
+          for (int64_t r = 0; r < rows.count; ++r) apply_cell_with_options(layer, scratch, rows, t, r, p, base + r);
+      }
+    }
     part.wait();
     if (s > 0 || layer.d_h0) {
       if (resets_before(spec_) || layer.options.recurrent_mask)
         operand_product(layer, scratch, part, rows, t, base, out_rows);
       else
-        hidden_product<typename C::h_columns>(layer, scratch.d_h, scratch.u, scratch, part, rows, base, out_rows, true);
+        hidden_product(layer, scratch.d_h, scratch, part, rows, base, out_rows, true);
     }
     if (schedule_.restarts(t, layer.reverse)) cut(layer, scratch, part, rows);
     return all.count;
   }
 
-  // out[B][panel][lane] = da of the columns of Map, times U; added to it where `add`.
-  template <class Map>
-  void hidden_product(const Layer& layer, T* out, const T* u, const Scratch& scratch, const Part& part,
-                      const StepRows& rows, int64_t base, T** out_rows, bool add) const {
+  // out[B][panel][lane] = the rows' gradients by U h, times U; added to it where `add`.
+  void hidden_product(const Layer& layer, T* out, const Scratch& scratch, const Part& part, const StepRows& rows,
+                      int64_t base, T** out_rows, bool add) const {
+    if (spec_.layer_norm)
+      hidden_product<InOrder<C::gates>, C::gates>(layer, out, scratch.u, scratch.d_sum_h, part, rows, base, out_rows,
+                                                  add);
+    else
+      hidden_product<typename C::h_columns, C::columns>(layer, out, scratch.u, scratch.da, part, rows, base, out_rows,
+                                                        add);
+  }
+
+  // `da` is [panel][row of the block][column][lane], of which the columns of Map are taken.
+  template <class Map, int DaColumns>
+  void hidden_product(const Layer& layer, T* out, const T* u, const T* da, const Part& part, const StepRows& rows,
+                      int64_t base, T** out_rows, bool add) const {
     for (int64_t r = 0; r < rows.count; ++r) out_rows[r] = d_h_at(layer, out, rows.batch(r));
-    const UnitSums<Map, C::columns, T> sums{
-        da_at(scratch, 0, base), u, da_stride(), layer.n.units, out_rows, layer.n.output_panels * width, add};
+    const UnitSums<Map, DaColumns, T> sums{
+        da + base * DaColumns * width, u,  block_rows_ * DaColumns * width, layer.n.units, out_rows,
+        layer.n.output_panels * width, add};
     run_tiles<1>(sums, rows.count, part.outputs.first, part.outputs.last);
   }
 
@@ -525,16 +582,16 @@ template <class C, class T> class BackwardPass {
     bool add = false;
     if constexpr (C::gates == 3) {
       if (resets_before(spec_)) {
-        hidden_product<Columns<3>>(layer, s.d_reset, u_n(layer, s.u), s, part, rows, base, out_rows, false);
+        hidden_product<Columns<3>, C::columns>(layer, s.d_reset, u_n(layer, s.u), s.da, part, rows, base, out_rows,
+                                               false);
         for (int64_t p = part.panels.first; p < part.panels.last; ++p)
           for (int64_t r = 0; r < rows.count; ++r) apply_reset(layer, s, rows, t, r, p, base + r);
         part.wait();
-        hidden_product<Columns<0, 1>>(layer, s.d_operand, s.u, s, part, rows, base, out_rows, true);
+        hidden_product<Columns<0, 1>, C::columns>(layer, s.d_operand, s.u, s.da, part, rows, base, out_rows, true);
         add = true;
       }
     }
-    if (!add)
-      hidden_product<typename C::h_columns>(layer, s.d_operand, s.u, s, part, rows, base, out_rows, false);
+    if (!add) hidden_product(layer, s.d_operand, s, part, rows, base, out_rows, false);
     const T* mask = layer.options.recurrent_mask;
     for (int64_t p = part.outputs.first; p < part.outputs.last; ++p)
       for (int64_t r = 0; r < rows.count; ++r) {
@@ -589,12 +646,11 @@ template <class C, class T> class BackwardPass {
       }
     part.wait();
     for (int64_t r = 0; r < rows.count; ++r) out_rows[r] = unprojected_at(layer, s, rows.batch(r));
-    const UnitSums<Columns<0>, 1, T> sums{s.d_output + base * width, s.hr, block_rows_ * width, layer.n.outputs,
-                                          out_rows, layer.n.panels * width, false};
+    const UnitSums<Columns<0>, 1, T> sums{
+        s.d_output + base * width, s.hr, block_rows_ * width, layer.n.outputs, out_rows, layer.n.panels * width, false};
     run_tiles<1>(sums, rows.count, part.panels.first, part.panels.last);
   }
 
-  int64_t da_stride() const { return block_rows_ * C::columns * width; }
   // In d_h, d_h0, d_operand or d_reset.
   static T* d_h_at(const Layer& layer, T* d_h, int64_t b) { return d_h + b * layer.n.output_panels * width; }
   static T* unprojected_at(const Layer& layer, const Scratch& s, int64_t b) {
@@ -633,7 +689,6 @@ template <class C, class T> class BackwardPass {
 
   void apply_cell(const Layer& layer, const Scratch& scratch, const StepRows& rows, int64_t t, int64_t r, int64_t p,
                   int64_t block_row) const {
-    if (!layer.plain) return apply_cell_with_options(layer, scratch, rows, t, r, p, block_row);
     const int64_t b = rows.batch(r), number = rows.first + r, unit = p * width;
     const int64_t valid = min(width, layer.n.units - unit), at = (p * pass_.batch + b) * width;
     State<T> d{load(d_h_at(layer, scratch.d_h, b) + unit), C::has_c ? load(scratch.d_c + at) : V{}};
@@ -676,9 +731,9 @@ template <class C, class T> class BackwardPass {
     const int64_t valid = min(width, layer.n.units - unit), at = (p * pass_.batch + b) * width;
     const bool projects = spec_.proj_size > 0;
     T* d_h = projects ? nullptr : d_h_at(layer, scratch.d_h, b) + unit;
-    State<T> d{projects ? load(unprojected_at(layer, scratch, b) + unit)
-                        : total_d_h(layer, load(d_h), t, b, unit, valid),
-               C::has_c ? load(scratch.d_c + at) : V{}};
+    State<T> d{
+        projects ? load(unprojected_at(layer, scratch, b) + unit) : total_d_h(layer, load(d_h), t, b, unit, valid),
+        C::has_c ? load(scratch.d_c + at) : V{}};
     V saved[C::saved_general] = {}, da[C::columns], d_peepholes[3];
     for (int j = 0; j < layer.options.saved; ++j) saved[j] = load(saved_at(layer, p, number) + j * width);
     const V h = C::backward_needs_h ? load_part(layer.y.at(t, b) + unit, valid) : V{};
@@ -695,13 +750,140 @@ template <class C, class T> class BackwardPass {
       store<T>(scratch.d_peephole_row + ((p * block_rows_ + block_row) * 3 + g) * width, d_peepholes[g]);
   }
 
+  // --- layer normalization ---
+
+  void cells_normalized(const Layer& layer, const Scratch& s, const Part& part, const StepRows& rows, int64_t t,
+                        int64_t base) const {
+    if (C::has_c) {
+      for (int64_t r = 0; r < rows.count; ++r) output_backward(layer, s, part, rows, t, r, base + r);
+      part.wait();
+    }
+    for (int64_t r = 0; r < rows.count; ++r) cell_backward(layer, s, part, rows, t, r, base + r);
+    part.wait();
+    for (int64_t r = 0; r < rows.count; ++r) sums_backward(layer, s, part, rows, r, base + r);
+  }
+
+  // The cell's own saved values; the normalized sums of the gates stand before them, over x and then over h.
+  const T* values_at(const Layer& layer, int64_t p, int64_t number) const {
+    return saved_at(layer, p, number) + 2 * C::gates * width;
+  }
+  V normalized_c(const Layer& layer, int64_t p, int64_t number) const {
+    return layer.moments[number][2].normalized(load(values_at(layer, p, number) + (C::saved_general - 1) * width));
+  }
+  static V shifted_c(const Scratch& s, int64_t p, V normalized) {
+    return fma(load(s.ln_c + p * 2 * width), normalized, load(s.ln_c + (p * 2 + 1) * width));
+  }
+
+  // LSTM: from h = o * tanh(scale * v + shift) to the gradient by v, the normalized c.
+  void output_backward(const Layer& layer, const Scratch& s, const Part& part, const StepRows& rows, int64_t t,
+                       int64_t r, int64_t block_row) const {
+    const int64_t b = rows.batch(r), number = rows.first + r;
+    const Unit<T> unit_of_layer = layer.options.unit(nullptr);
+    for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
+      const int64_t unit = p * width, valid = min(width, layer.n.units - unit);
+      T* d_h = d_h_at(layer, s.d_h, b) + unit;
+      const V d = total_d_h(layer, load(d_h), t, b, unit, valid);
+      store<T>(d_h, d);
+      const V v = normalized_c(layer, p, number);
+      const V o = unit_of_layer.value(unit_of_layer.gate, load(values_at(layer, p, number) + (C::gates - 1) * width));
+      const V d_shifted = d * o * unit_of_layer.slope(unit_of_layer.output, shifted_c(s, p, v));
+      store<T>(s.d_normalized_c + (p * pass_.batch + b) * width, d_shifted * load(s.ln_c + p * 2 * width));
+      T* shares = ln_row_at(s, p, block_row) + 2 * C::gates * width;
+      store<T>(shares, d_shifted * v);
+      store<T>(shares + width, d_shifted);
+    }
+  }
+
+  void cell_backward(const Layer& layer, const Scratch& s, const Part& part, const StepRows& rows, int64_t t, int64_t r,
+                     int64_t block_row) const {
+    const int64_t b = rows.batch(r), number = rows.first + r;
+    const Unit<T> unit_of_layer = layer.options.unit(nullptr);
+    MomentsGradient<T> of_c{};
+    if (C::has_c) {
+      const T* d = s.d_normalized_c + b * width;
+      const int64_t stride = pass_.batch * width;
+      of_c = means(
+          layer.n.panels, 1, layer.n.units, [=](int64_t p, int) { return load(d + p * stride); },
+          [&](int64_t p, int) { return normalized_c(layer, p, number); });
+    }
+    for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
+      const int64_t unit = p * width, valid = min(width, layer.n.units - unit), at = (p * pass_.batch + b) * width;
+      V saved[C::saved_general], da[C::columns];
+      for (int j = 0; j < C::saved_general; ++j) saved[j] = load(values_at(layer, p, number) + j * width);
+      T* d_h = d_h_at(layer, s.d_h, b) + unit;
+      State<T> d{}, prev{load_part(h_before(layer, s, t, b, number) + unit, valid),
+                         C::has_c ? c_before(layer, p, b, number, valid) : V{}};
+      if (C::has_c)
+        d.c = load(s.d_c + at) + of_c.by_value(load(s.d_normalized_c + at), normalized_c(layer, p, number),
+                                               layer.moments[number][2].inverse);
+      else
+        d.h = total_d_h(layer, load(d_h), t, b, unit, valid);
+      const State<T> direct = C::backward_general(saved, prev, d, unit_of_layer, da, nullptr);
+      if (C::has_c)  // o, whose share of h has no part in the above
+        da[C::columns - 1] =
+            load(d_h) * unit_of_layer.value(unit_of_layer.output, shifted_c(s, p, normalized_c(layer, p, number))) *
+            unit_of_layer.slope(unit_of_layer.gate, saved[C::gates - 1]);
+      for (int g = 0; g < C::columns; ++g) store<T>(da_at(s, p, block_row) + g * width, da[g]);
+      store<T>(d_h, direct.h);
+      if (C::has_c) store<T>(s.d_c + at, direct.c);
+    }
+  }
+
+  // From the gradients by the columns to those by W x and U h before they were normalized.
+  void sums_backward(const Layer& layer, const Scratch& s, const Part& part, const StepRows& rows, int64_t r,
+                     int64_t block_row) const {
+    const int64_t number = rows.first + r;
+    const auto d_scaled = [&](int64_t p, int g, int of_h) {
+      const int column = of_h ? C::h_columns::at(g) : C::x_columns::at(g);
+      return load(da_at(s, p, block_row) + column * width);
+    };
+    for (int of_h = 0; of_h < 2; ++of_h) {
+      const T* scale = of_h ? s.ln_hh : s.ln_ih;
+      const auto d = [&](int64_t p, int g) { return d_scaled(p, g, of_h) * load(scale + (p * C::gates + g) * width); };
+      const auto v = [&](int64_t p, int g) {
+        return load(saved_at(layer, p, number) + ((of_h ? C::gates : 0) + g) * width);
+      };
+      const MomentsGradient<T> gradient = means(layer.n.panels, C::gates, layer.n.units, d, v);
+      for (int64_t p = part.panels.first; p < part.panels.last; ++p)
+        for (int g = 0; g < C::gates; ++g) {
+          T* to = (of_h ? s.d_sum_h : s.d_sum_x) + ((p * block_rows_ + block_row) * C::gates + g) * width;
+          store<T>(to, gradient.by_value(d(p, g), v(p, g), layer.moments[number][of_h].inverse));
+          store<T>(ln_row_at(s, p, block_row) + ((of_h ? C::gates : 0) + g) * width, d_scaled(p, g, of_h) * v(p, g));
+        }
+    }
+  }
+
+  template <class D, class Value>
+  static MomentsGradient<T> means(int64_t panels, int columns, int64_t units, const D& d, const Value& v) {
+    const T count = static_cast<T>(units * columns);
+    return {sum_of_row<T>(panels, columns, d) / count,
+            sum_of_row<T>(panels, columns, [&](int64_t p, int g) { return d(p, g) * v(p, g); }) / count};
+  }
+
+  T* ln_row_at(const Scratch& s, int64_t p, int64_t block_row) const {
+    return s.d_ln_row + (p * block_rows_ + block_row) * Scratch::ln_columns * width;
+  }
+
   // --- products over a block of steps ---
 
   void input_products(const Layer& layer, const Scratch& scratch, Range rows, T** out_rows) const {
+    if (spec_.layer_norm)
+      input_products<InOrder<C::gates>, C::gates>(layer, scratch, scratch.d_sum_x, rows, out_rows);
+    else
+      input_products<typename C::x_columns, C::columns>(layer, scratch, scratch.da, rows, out_rows);
+  }
+
+  template <class Map, int DaColumns>
+  void input_products(const Layer& layer, const Scratch& scratch, const T* da, Range rows, T** out_rows) const {
     for (int64_t k = rows.first; k < rows.last; ++k)
       out_rows[k - rows.first] = layer.d_x.at(scratch.rows[k].t, scratch.rows[k].b);
-    const UnitSums<typename C::x_columns, C::columns, T> sums{
-        da_at(scratch, 0, rows.first), scratch.w, da_stride(), layer.n.units, out_rows, layer.n.inputs, false};
+    const UnitSums<Map, DaColumns, T> sums{da + rows.first * DaColumns * width,
+                                           scratch.w,
+                                           block_rows_ * DaColumns * width,
+                                           layer.n.units,
+                                           out_rows,
+                                           layer.n.inputs,
+                                           false};
     run_tiles<1>(sums, rows.size(), 0, panels_of<T>(layer.n.inputs));
   }
 
@@ -761,7 +943,15 @@ template <class C, class T> class BackwardPass {
 
   void weight_products(const Scratch& s, const Layer& layer, const Team& team, int64_t count) const {
     const Sizes& n = layer.n;
-    const T* da = da_at(s, 0, 0);
+    const T* da = s.da;
+    const Range own = share(n.panels, team.rank, team.size);
+    add_columns<C::columns>(s.da, s.d_bias, own, count);
+    if (spec_.layer_norm) {
+      weight_product<InOrder<C::gates>, C::gates>(s.x, s.d_sum_x, n.inputs, n.panels, s.d_w, team, count);
+      weight_product<InOrder<C::gates>, C::gates>(s.h_prev, s.d_sum_h, n.outputs, n.panels, s.d_u, team, count);
+      add_columns<Scratch::ln_columns>(s.d_ln_row, s.d_ln, own, count);
+      return;
+    }
     weight_product<typename C::x_columns, C::columns>(s.x, da, n.inputs, n.panels, s.d_w, team, count);
     if constexpr (C::gates == 3) {
       if (resets_before(spec_)) {
@@ -771,10 +961,7 @@ template <class C, class T> class BackwardPass {
     }
     if (!resets_before(spec_))
       weight_product<typename C::h_columns, C::columns>(s.h_prev, da, n.outputs, n.panels, s.d_u, team, count);
-    if (spec_.proj_size)
-      weight_product<Columns<0>, 1>(s.m, s.d_output, n.units, n.output_panels, s.d_hr, team, count);
-    const Range own = share(n.panels, team.rank, team.size);
-    add_columns<C::columns>(s.da, s.d_bias, own, count);
+    if (spec_.proj_size) weight_product<Columns<0>, 1>(s.m, s.d_output, n.units, n.output_panels, s.d_hr, team, count);
     if (spec_.peepholes) add_columns<3>(s.d_peephole_row, s.d_peephole, own, count);
   }
 
@@ -813,6 +1000,7 @@ template <class C, class T> class BackwardPass {
   const Spec& spec_;
   Arena arena_;
   Schedule schedule_;
+  bool general_;  // whether the cell's general form is needed
   Tape<C, T> tape_;
   int64_t block_, block_rows_;
   int threads_;

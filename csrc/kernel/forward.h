@@ -20,11 +20,12 @@ template <class C, class T> struct ForwardLayer {
   Rows<T> y;
   const T *h0, *c0;  // [B, S] and [B, H], or null
   T *hn, *cn;
-  T* h;        // [2][B][S]: a sequence's step reads one half and writes the other
-  T* operand;  // what enters U: h, or a copy of it times the recurrent mask
-  T* c;        // [panel][B][lane]
-  T* x_part;   // [panel][row of the block][gate][lane], a region for each part
-  T* saved;    // [panel][row][saved][lane], or null
+  T* h;                      // [2][B][S]: a sequence's step reads one half and writes the other
+  T* operand;                // what enters U: h, or a copy of it times the recurrent mask
+  T* c;                      // [panel][B][lane]
+  T* x_part;                 // [panel][row of the block][gate][lane], a region for each part
+  T* saved;                  // [panel][row][saved][lane], or null
+  Moments<T> (*moments)[3];  // as the tape's, or null
   Options<T> options;
   int64_t layer, direction;
 };
@@ -36,14 +37,15 @@ template <class C, class T> class ForwardPass {
         spec_(pass.spec),
         arena_(scratch),
         schedule_(arena_, pass),
-        tape_(pass, schedule_.total()),
+        general_(is_general(pass.spec)),
+        tape_(pass, schedule_.total(), general_),
         interrupt_(pass.interrupted) {
     const int64_t directions = spec_.num_directions, batch = pass.batch;
     const Sizes most = largest_sizes<T>(spec_);
     const int64_t products = C::gates * most.units * (spec_.input_size + most.outputs) * batch * directions;
     threads_ = useful_threads(pass.threads, products, pass.steps * spec_.num_layers);
     block_ = forward_block(extent_of(most), threads_);
-    has_x_part_ = block_ > 1 || resets_before(spec_);
+    has_x_part_ = block_ > 1 || resets_before(spec_) || spec_.layer_norm;
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
     h_ = arena_.template take<T>(directions * 2 * batch * most.outputs);
     c_ = arena_.template take<T>(C::has_c ? directions * most.panels * batch * width : 0);
@@ -57,6 +59,10 @@ template <class C, class T> class ForwardPass {
     if (resets_before(spec_)) {
       reset_h_ = arena_.template take<T>(directions * batch * most.units);
       columns_ = arena_.template take<T>(directions * most.panels * batch * C::columns * width);
+    }
+    if (spec_.layer_norm) {
+      h_sums_ = arena_.template take<T>(directions * most.panels * batch * C::gates * width);
+      output_gates_ = arena_.template take<T>(C::has_c ? directions * most.panels * batch * width : 0);
     }
     take_sequences();
     if (!pass.packed) packed_ = arena_.template take<char>(static_cast<int64_t>(packed_bytes(spec_)));
@@ -96,6 +102,7 @@ template <class C, class T> class ForwardPass {
 
   // Outputs of layers below the top, and inputs times their masks.
   void take_sequences() {
+    if (spec_.num_layers == 1 && !has_input_masks(pass_, 0)) return;
     int64_t output = 0, masked = 0;
     for (int64_t l = 0; l < spec_.num_layers; ++l) {
       if (l > 0) output = max(output, inputs_of(spec_, l));
@@ -165,7 +172,8 @@ template <class C, class T> class ForwardPass {
     layer.c = C::has_c ? c_ + d * layer.n.panels * pass_.batch * width : nullptr;
     layer.x_part = has_x_part_ ? x_part_ + d * x_part_size_ : nullptr;
     layer.saved = pass_.tape && !pass_.segments ? tape_.saved(l, d) : nullptr;
-    layer.options = Options<T>(pass_, l, d, saved_values<C>(spec_));
+    layer.moments = layer.saved && spec_.layer_norm ? tape_.moments(l, d) : nullptr;
+    layer.options = Options<T>(pass_, l, d, general_, saved_values<C>(spec_, general_));
     layer.layer = l, layer.direction = d;
     return layer;
   }
@@ -181,6 +189,7 @@ template <class C, class T> class ForwardPass {
       if (interrupt_.stops(*part.meeting, part.leader, id == 0, place)) break;
       const Range block{s, min(s + block_, steps())};
       if (has_x_part_) input_product(layer, part, block, x_rows);
+      if (spec_.layer_norm) part.wait();
       int64_t done = 0;  // rows of the block
       for (int64_t j = block.first; j < block.last; ++j) {
         if (keeps_boundaries() && j % segment_steps(pass_) == 0) keep_boundary(layer, part, j / segment_steps(pass_));
@@ -314,6 +323,10 @@ template <class C, class T> class ForwardPass {
       part.wait();
     }
     const Step all{*this, layer, part, rows, t, done};
+    if (spec_.layer_norm) {
+      step_normalized(all);
+      return rows.count;
+    }
     if constexpr (C::gates == 3) {
       if (layer.weights.split) {
         run_tiles<2>(ResetTiles{all}, rows.count, part.panels.first, part.panels.last);
@@ -361,8 +374,7 @@ template <class C, class T> class ForwardPass {
       }
       alignas(64) T fused[P][R * C::gates * width];
       T* x_part[P];  // [row][gate][lane]
-      RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p)
-        x_part[p] = pass.block_ > 1 ? Step::x_part(panel + p, row) : fused[p];
+      RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) x_part[p] = pass.block_ > 1 ? Step::x_part(panel + p, row) : fused[p];
       if (pass.block_ == 1) {
         multiply<C::gates, R, P, T>(acc, x, layer.weights.w, layer.n.inputs, panel);
         store_sums<C::gates, R, P, T>(acc, x_part);
@@ -371,6 +383,13 @@ template <class C, class T> class ForwardPass {
       V h_part[R][P * C::gates];  // in memory, so that the loops below need not be unrolled
       RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
         RNNFAST_UNROLL_FOR (int j = 0; j < P * C::gates; ++j) h_part[r][j] = acc[r][j];
+      if (layer.options.any) {  // a loop of its own: the call in it would empty the registers of the other
+        for (int r = 0; r < R; ++r)
+          for (int p = 0; p < P; ++p)
+            pass.join_and_apply(layer, this->rows, this->t, row + r, panel + p, x_part[p] + r * C::gates * width,
+                                h_part[r] + p * C::gates, h[r] - layer.operand, after[r]);
+        return;
+      }
       for (int r = 0; r < R; ++r)
         for (int p = 0; p < P; ++p) {
           V a[C::columns];
@@ -380,10 +399,9 @@ template <class C, class T> class ForwardPass {
     }
   };
 
-  // `h` is what entered U, `after` where the new state goes.
+  // `after` is where the new state goes.
   RNNFAST_INLINE void apply_cell(const Layer& layer, const StepRows& rows, int64_t t, int64_t r, int64_t p,
                                  const V (&a)[C::columns], const T* h, int64_t after) const {
-    if (layer.options.any) return apply_cell_with_options(layer, rows, t, r, p, a, h - layer.operand, after);
     const int64_t b = rows.batch(r), unit = p * width, valid = min(width, layer.n.units - unit);
     T* c = C::has_c ? layer.c + (p * pass_.batch + b) * width : nullptr;
     const State<T> prev{load_part(h + unit, valid), C::has_c ? load(c) : V{}};
@@ -398,9 +416,17 @@ template <class C, class T> class ForwardPass {
     }
   }
 
-  __attribute__((noinline)) void apply_cell_with_options(const Layer& layer, const StepRows& rows, int64_t t, int64_t r,
-                                                         int64_t p, const V (&a)[C::columns], int64_t before,
-                                                         int64_t after) const {
+  __attribute__((noinline)) void join_and_apply(const Layer& layer, const StepRows& rows, int64_t t, int64_t r,
+                                                int64_t p, const T* x_part, const V* h_part, int64_t before,
+                                                int64_t after) const {
+    V a[C::columns];
+    layer.weights.join(x_part, h_part, p, a);
+    apply_cell_with_options(layer, rows, t, r, p, a, before, after);
+  }
+
+  // The same with everything that is off by default; `before` is where the state before is.
+  void apply_cell_with_options(const Layer& layer, const StepRows& rows, int64_t t, int64_t r, int64_t p,
+                               const V (&a)[C::columns], int64_t before, int64_t after) const {
     const Options<T>& options = layer.options;
     const int64_t b = rows.batch(r), unit = p * width, valid = min(width, layer.n.units - unit);
     T* c = C::has_c ? layer.c + (p * pass_.batch + b) * width : nullptr;
@@ -416,13 +442,19 @@ template <class C, class T> class ForwardPass {
       store_part(layer.y.at(t, b) + unit, next.h, valid);
     }
     if (C::has_c) store<T>(c, next.c);
-    if (options.cells.data) store_part(options.cells.at(t, b) + unit, next.c, valid);
-    for (int g = 0; options.gates.data && g < C::gates; ++g)
-      store_part(options.gates.at(t, b) + g * layer.n.units + unit, gates[g], valid);
+    store_outputs(layer, t, b, unit, valid, gates, next.c);
     if (layer.saved) {
       T* out = layer.saved + (p * schedule_.total() + rows.first + r) * options.saved * width;
       for (int j = 0; j < options.saved; ++j) store<T>(out + j * width, saved[j]);
     }
+  }
+
+  void store_outputs(const Layer& layer, int64_t t, int64_t b, int64_t unit, int64_t valid, const V (&gates)[C::gates],
+                     V c) const {
+    const Options<T>& options = layer.options;
+    if (options.cells.data) store_part(options.cells.at(t, b) + unit, c, valid);
+    for (int g = 0; options.gates.data && g < C::gates; ++g)
+      store_part(options.gates.at(t, b) + g * layer.n.units + unit, gates[g], valid);
   }
 
   // --- projection: h = W_hr m, once every unit's m = o * tanh(c) is known ---
@@ -517,10 +549,113 @@ template <class C, class T> class ForwardPass {
     }
   };
 
+  // --- layer normalization: a row's sums have to be complete before any of its units can go on ---
+
+  // [panel][B][gate][lane]
+  T* h_sums_at(const Layer& layer, int64_t p, int64_t b) const {
+    return h_sums_ + ((layer.direction * layer.n.panels + p) * pass_.batch + b) * C::gates * width;
+  }
+  // [panel][B][lane]
+  T* output_gate_at(const Layer& layer, int64_t p, int64_t b) const {
+    return output_gates_ + ((layer.direction * layer.n.panels + p) * pass_.batch + b) * width;
+  }
+
+  struct HiddenTiles : Step {
+    template <int R, int P> void tile(int64_t panel, int64_t row) const {
+      const Layer& layer = this->layer;
+      V sums[R][P * C::gates];
+      const T* h[R];
+      int64_t after;
+      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
+        h[r] = layer.operand + this->state_before(row + r, this->rows.batch(row + r), &after);
+      multiply<C::gates, R, P, T>(sums, h, layer.weights.u, layer.n.outputs, panel);
+      V kept[R][P * C::gates];
+      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
+        RNNFAST_UNROLL_FOR (int j = 0; j < P * C::gates; ++j) kept[r][j] = sums[r][j];
+      for (int r = 0; r < R; ++r)
+        for (int p = 0; p < P; ++p) {
+          T* to = this->pass.h_sums_at(layer, panel + p, this->rows.batch(row + r));
+          for (int g = 0; g < C::gates; ++g) store<T>(to + g * width, kept[r][p * C::gates + g]);
+        }
+    }
+  };
+
+  void step_normalized(const Step& step) const {
+    const Part& part = step.part;
+    run_tiles<C::gates>(HiddenTiles{step}, step.rows.count, part.panels.first, part.panels.last);
+    part.wait();
+    for (int64_t r = 0; r < step.rows.count; ++r) normalize_row(step, r);
+    if (!C::has_c) return;
+    part.wait();
+    for (int64_t r = 0; r < step.rows.count; ++r) normalize_c(step, r);
+  }
+
+  void normalize_row(const Step& step, int64_t r) const {
+    const Layer& layer = step.layer;
+    const int64_t b = step.rows.batch(r), number = step.rows.first + r, gates = C::gates;
+    const int64_t x_stride = step.part.rows.size() * block_ * gates * width, h_stride = pass_.batch * gates * width;
+    const Moments<T> of_x = moments_of<T>(step.x_part(0, r), x_stride, C::gates, layer.n.units);
+    const Moments<T> of_h = moments_of<T>(h_sums_at(layer, 0, b), h_stride, C::gates, layer.n.units);
+    if (layer.moments && step.part.panels.first == 0) layer.moments[number][0] = of_x, layer.moments[number][1] = of_h;
+    for (int64_t p = step.part.panels.first; p < step.part.panels.last; ++p) {
+      V x[C::gates], h[C::gates];
+      for (int g = 0; g < C::gates; ++g) {
+        x[g] = of_x.normalized(load(step.x_part(p, r) + g * width));
+        h[g] = of_h.normalized(load(h_sums_at(layer, p, b) + g * width));
+      }
+      apply_normalized(step, r, p, x, h);
+    }
+  }
+
+  void apply_normalized(const Step& step, int64_t r, int64_t p, const V (&x)[C::gates], const V (&h)[C::gates]) const {
+    const Layer& layer = step.layer;
+    const int64_t b = step.rows.batch(r), unit = p * width, valid = min(width, layer.n.units - unit);
+    int64_t after;
+    const int64_t before = step.state_before(r, b, &after);
+    T* c = C::has_c ? layer.c + (p * pass_.batch + b) * width : nullptr;
+    V a[C::columns], saved[C::saved_general], gates[C::gates];
+    layer.weights.join_normalized(x, h, p, a);
+    const State<T> prev{load_part(layer.h + before + unit, valid), C::has_c ? load(c) : V{}};
+    const State<T> next = C::forward_general(a, prev, layer.options.unit(nullptr), saved, gates);
+    if (C::has_c) {
+      store<T>(c, next.c);
+      store<T>(output_gate_at(layer, p, b), gates[C::gates - 1]);
+    } else {
+      store_h(layer, b, after + unit, unit, next.h, valid);
+      store_part(layer.y.at(step.t, b) + unit, next.h, valid);
+    }
+    store_outputs(layer, step.t, b, unit, valid, gates, next.c);
+    if (!layer.saved) return;
+    T* out = layer.saved + (p * schedule_.total() + step.rows.first + r) * layer.options.saved * width;
+    // c is the last of them, where the row after looks for it.
+    for (int g = 0; g < C::gates; ++g) store<T>(out + g * width, x[g]), store<T>(out + (C::gates + g) * width, h[g]);
+    for (int j = 0; j < C::saved_general; ++j) store<T>(out + (2 * C::gates + j) * width, saved[j]);
+  }
+
+  // h = o * tanh(scale * normalized c + shift)
+  void normalize_c(const Step& step, int64_t r) const {
+    const Layer& layer = step.layer;
+    const int64_t b = step.rows.batch(r), stride = pass_.batch * width;
+    const Moments<T> of_c = moments_of<T>(layer.c + b * width, stride, 1, layer.n.units);
+    if (layer.moments && step.part.panels.first == 0) layer.moments[step.rows.first + r][2] = of_c;
+    const Unit<T> unit_of_layer = layer.options.unit(nullptr);
+    int64_t after;
+    step.state_before(r, b, &after);
+    for (int64_t p = step.part.panels.first; p < step.part.panels.last; ++p) {
+      const int64_t unit = p * width, valid = min(width, layer.n.units - unit);
+      const T* norm = layer.weights.ln_c + p * 2 * width;
+      const V c = fma(load(norm), of_c.normalized(load(layer.c + p * stride + b * width)), load(norm + width));
+      const V h = load(output_gate_at(layer, p, b)) * unit_of_layer.value(unit_of_layer.output, c);
+      store_h(layer, b, after + unit, unit, h, valid);
+      store_part(layer.y.at(step.t, b) + unit, h, valid);
+    }
+  }
+
   const Forward& pass_;
   const Spec& spec_;
   Arena arena_;
   Schedule schedule_;
+  bool general_;  // whether the cell's general form is needed
   Tape<C, T> tape_;
   int64_t block_, x_part_size_ = 0;
   bool has_x_part_;
@@ -528,7 +663,7 @@ template <class C, class T> class ForwardPass {
   Meeting* meetings_;
   Interrupt interrupt_;
   T *h_, *c_, *operand_ = nullptr, *x_part_ = nullptr, *between_[2] = {}, *masked_ = nullptr;
-  T *unprojected_ = nullptr, *reset_h_ = nullptr, *columns_ = nullptr;
+  T *unprojected_ = nullptr, *reset_h_ = nullptr, *columns_ = nullptr, *h_sums_ = nullptr, *output_gates_ = nullptr;
   const T** x_rows_ = nullptr;
   char* packed_ = nullptr;
 };

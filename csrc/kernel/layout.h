@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cell.h"
+#include "layer_norm.h"
 #include "schedule.h"
 
 namespace rnnfast {
@@ -29,15 +30,16 @@ struct Sizes {
   int64_t inputs, units, outputs;  // I_l, H, S
   int64_t panels, output_panels;   // vectors of H and of S
 };
-template <class T> Sizes sizes_of(const Spec& spec, int64_t layer) {
+template <class T> RNNFAST_INLINE Sizes sizes_of(const Spec& spec, int64_t layer) {
   const int64_t units = units_of(spec, layer), outputs = outputs_of(spec, layer);
   return {inputs_of(spec, layer), units, outputs, panels_of<T>(units), panels_of<T>(outputs)};
 }
 
 // Each size's largest over the layers: scratch memory serves layer after layer.
-template <class T> Sizes largest_sizes(const Spec& spec) {
-  Sizes most{};
-  for (int64_t l = 0; l < spec.num_layers; ++l) {
+template <class T> RNNFAST_INLINE Sizes largest_sizes(const Spec& spec) {
+  Sizes most = sizes_of<T>(spec, 0);
+  const int64_t different = spec.hidden_sizes ? spec.num_layers : min(spec.num_layers, 2);
+  for (int64_t l = 1; l < different; ++l) {
     const Sizes n = sizes_of<T>(spec, l);
     most = {max(most.inputs, n.inputs), max(most.units, n.units), max(most.outputs, n.outputs),
             max(most.panels, n.panels), max(most.output_panels, n.output_panels)};
@@ -48,7 +50,8 @@ template <class T> Sizes largest_sizes(const Spec& spec) {
 // The [B, size] part of an array of states that belongs to a layer and direction, or null. `size_of` is units_of or
 // outputs_of.
 using SizeOf = int64_t (*)(const Spec&, int64_t);
-template <class T> T* state_of(void* states, const Forward& pass, int64_t layer, int64_t direction, SizeOf size_of) {
+template <class T>
+RNNFAST_INLINE T* state_of(void* states, const Forward& pass, int64_t layer, int64_t direction, SizeOf size_of) {
   if (!states) return nullptr;
   int64_t rows_before = direction * size_of(pass.spec, layer);
   for (int64_t l = 0; l < layer; ++l) rows_before += pass.spec.num_directions * size_of(pass.spec, l);
@@ -76,9 +79,12 @@ inline bool is_general(const Spec& spec) {
                   (spec.cell != Cell::lstm || is_standard(a.output, Function::tanh));
   }
   return !standard || spec.clip > 0 || spec.peepholes || spec.coupled_gates || resets_before(spec) ||
-         spec.zoneout_h > 0 || spec.zoneout_c > 0;
+         spec.zoneout_h > 0 || spec.zoneout_c > 0 || spec.layer_norm;
 }
-template <class C> int64_t saved_values(const Spec& spec) { return is_general(spec) ? C::saved_general : C::saved; }
+// On the tape, per unit and row. Layer normalization adds the normalized sums of every gate over x and over h.
+template <class C> int64_t saved_values(const Spec& spec, bool general) {
+  return (general ? C::saved_general : C::saved) + (spec.layer_norm ? 2 * C::gates : 0);
+}
 
 // Every gate's column, in order.
 template <int Gates> struct InOrder;
@@ -121,6 +127,9 @@ template <class C, class T> struct Packed {
   T* bias = nullptr;       // [panel][column][lane]
   T* hr = nullptr;         // [panel of S][k < H][lane], with a projection
   T* peepholes = nullptr;  // [panel][3][lane]
+  // With layer normalization: the scales of W x and of U h, [panel][gate][lane]; scale and shift of c,
+  // [panel][2][lane].
+  T *ln_ih = nullptr, *ln_hh = nullptr, *ln_c = nullptr;
 
   Packed() = default;
   Packed(Arena& arena, const Spec& spec, const Sizes& n) : n(n), split(resets_before(spec)) {
@@ -130,6 +139,10 @@ template <class C, class T> struct Packed {
     bias = arena.take<T>(n.panels * C::columns * width);
     if (spec.proj_size) hr = arena.take<T>(n.output_panels * n.units * width);
     if (spec.peepholes) peepholes = arena.take<T>(n.panels * 3 * width);
+    if (!spec.layer_norm) return;
+    ln_ih = arena.take<T>(n.panels * C::gates * width);
+    ln_hh = arena.take<T>(n.panels * C::gates * width);
+    if (C::has_c) ln_c = arena.take<T>(n.panels * 2 * width);
   }
 
   // A share of the work; everything is packed when all shares are.
@@ -141,9 +154,34 @@ template <class C, class T> struct Packed {
     if (split) pack_by_unit(weight_hh + 2 * n.units * n.outputs, 1, n.units, n.outputs, u_n, own.first, own.last);
     for (int64_t p = own.first; p < own.last; ++p) fill_bias(from, p);
     if (peepholes) pack_by_unit(static_cast<const T*>(from.weight_ch), 3, n.units, 1, peepholes, own.first, own.last);
+    if (ln_ih) fill_norms(from, own);
     if (!hr) return;
     const Range outputs = share(n.output_panels, share_number, shares);
     pack_by_unit(static_cast<const T*>(from.weight_hr), 1, n.outputs, n.units, hr, outputs.first, outputs.last);
+  }
+
+  void fill_norms(const Weights& from, Range own) const {
+    pack_by_unit(static_cast<const T*>(from.weight_ln_ih), C::gates, n.units, 1, ln_ih, own.first, own.last);
+    pack_by_unit(static_cast<const T*>(from.weight_ln_hh), C::gates, n.units, 1, ln_hh, own.first, own.last);
+    if (!ln_c) return;
+    for (int64_t p = own.first; p < own.last; ++p) {
+      const int64_t unit = p * width, valid = min(width, n.units - unit);
+      store<T>(ln_c + p * 2 * width, load_n(static_cast<const T*>(from.weight_ln_c) + unit, valid));
+      store<T>(ln_c + (p * 2 + 1) * width, load_n(static_cast<const T*>(from.bias_ln_c) + unit, valid));
+    }
+  }
+
+  // The columns of one row and panel from the normalized sums of its gates.
+  void join_normalized(const vec<T> (&x)[C::gates], const vec<T> (&h)[C::gates], int64_t panel,
+                       vec<T> (&a)[C::columns]) const {
+    const T* first = bias + panel * C::columns * width;
+    for (int g = 0; g < C::gates; ++g) {
+      const int to = C::x_columns::at(g), h_to = C::h_columns::at(g);
+      const vec<T> from_h = load(ln_hh + (panel * C::gates + g) * width) * h[g];
+      const vec<T> scale = load(ln_ih + (panel * C::gates + g) * width), b = load(first + to * width);
+      a[to] = to == h_to ? fma(scale, x[g], from_h) + b : fma(scale, x[g], b);
+      if (to != h_to) a[h_to] = from_h + load(first + h_to * width);
+    }
   }
 
   // The columns of one row and panel, from its sums [gate][lane] over x and over h, which have a chain of additions
@@ -192,26 +230,31 @@ inline int64_t segment_steps(const Forward& pass) {
 // c that each segment starts from; the h is in the output.
 template <class C, class T> class Tape {
  public:
-  Tape(const Forward& pass, int64_t rows) : pass_(pass), rows_(rows), values_(saved_values<C>(pass.spec)) {
+  Tape(const Forward& pass, int64_t rows, bool general)
+      : pass_(pass), rows_(rows), values_(saved_values<C>(pass.spec, general)) {
     boundaries_ = pass.segments ? ceil_div(pass.steps, segment_steps(pass)) : 0;
-    Arena arena(nullptr);
-    for (int64_t l = 0; l < pass.spec.num_layers; ++l) layer(l, arena);
-    bytes_ = arena.used();
   }
 
-  size_t bytes() const { return bytes_; }
+  size_t bytes() const {
+    Arena arena(nullptr);
+    for (int64_t l = 0; l < pass_.spec.num_layers; ++l) layer(l, arena);
+    return arena.used();
+  }
   // [panel][row][saved][lane]
   T* saved(int64_t l, int64_t direction) const { return layer(l).saved[direction]; }
   // [panel][B][lane]: c before the first step of a segment
   T* boundary(int64_t l, int64_t direction, int64_t segment) const {
     return layer(l).boundary[direction] + segment * boundary_size(l);
   }
+  // [row]: of W x, of U h and of c, with layer normalization
+  Moments<T> (*moments(int64_t l, int64_t direction) const)[3] { return layer(l).moments[direction]; }
   // [T, B, D*S], below the top layer
   Rows<T> output(int64_t l) const { return contiguous(layer(l).output, pass_.batch, inputs_of(pass_.spec, l + 1)); }
 
  private:
   struct Parts {
     T *saved[2], *boundary[2], *output;
+    Moments<T> (*moments[2])[3];
   };
 
   Parts layer(int64_t l) const {
@@ -226,6 +269,7 @@ template <class C, class T> class Tape {
     for (int64_t d = 0; d < spec.num_directions; ++d) {
       parts.saved[d] = arena.take<T>(saved_size);
       parts.boundary[d] = arena.take<T>(boundaries_ * boundary_size(l));
+      if (spec.layer_norm) parts.moments[d] = arena.take<Moments<T>[3]>(rows_);
     }
     const bool top = l + 1 == spec.num_layers;
     parts.output = arena.take<T>(top ? 0 : pass_.steps * pass_.batch * inputs_of(spec, l + 1));
@@ -237,7 +281,6 @@ template <class C, class T> class Tape {
 
   const Forward& pass_;
   int64_t rows_, values_, boundaries_;
-  size_t bytes_ = 0;
 };
 
 // out = x times the masks of a layer's input, over the rows of some steps; x may be out. Where dropout is between

@@ -10,17 +10,19 @@ namespace {
 template <class T> struct Options {
   const Spec* spec = nullptr;
   int direction = 0;
-  int64_t saved = 0;     // values per unit and row on the tape
-  bool any = false;      // whether the pointwise part has anything to do with this struct
-  bool general = false;  // whether it takes the cell's general form
-  T zoneout_h = 0, zoneout_c = 0;              // without masks: the share of the value before
+  int64_t saved = 0;               // values per unit and row on the tape
+  bool any = false;                // whether the pointwise part has anything to do with this struct
+  bool general = false;            // whether it takes the cell's general form
+  T zoneout_h = 0, zoneout_c = 0;  // without masks: the share of the value before
   const uint8_t *keeps_h = nullptr, *keeps_c = nullptr;  // [T, B, H] or null: 1 where the value before is kept
-  const T* recurrent_mask = nullptr;           // [B, S] or null
-  Rows<T> cells{}, gates{};                    // wanted if their data is not null
+  const T* recurrent_mask = nullptr;                     // [B, S] or null
+  Rows<T> cells{}, gates{};                              // wanted if their data is not null
 
   Options() = default;
-  Options(const Forward& pass, int64_t l, int64_t d, int64_t saved_values)
-      : spec(&pass.spec), direction(static_cast<int>(d)), saved(saved_values), general(is_general(pass.spec)) {
+  RNNFAST_INLINE Options(const Forward& pass, int64_t l, int64_t d, bool general, int64_t saved)
+      : spec(&pass.spec), direction(static_cast<int>(d)), saved(saved), general(general) {
+    any = general || spec->proj_size || pass.recurrent_masks || pass.cells.data || pass.gates.data;
+    if (!any) return;
     const int64_t number = l * spec->num_directions + d, units = units_of(*spec, l);
     if (!pass.tape) zoneout_h = static_cast<T>(spec->zoneout_h), zoneout_c = static_cast<T>(spec->zoneout_c);
     if (pass.tape && pass.zoneout_h_masks) keeps_h = pass.zoneout_h_masks[number];
@@ -31,7 +33,6 @@ template <class T> struct Options {
       if (cells.data) cells.data += d * units;
       if (gates.data) gates.data += d * gates_of(spec->cell) * units;
     }
-    any = general || spec->proj_size || recurrent_mask || cells.data || gates.data;
   }
 
   // `peepholes`: those of the unit's panel, or null.

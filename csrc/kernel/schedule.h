@@ -49,7 +49,7 @@ enum class Start : uint8_t { previous, initial, zero };
 
 class Schedule {
  public:
-  Schedule(Arena& arena, const Forward& pass) : pass_(pass), steps_(pass.steps), batch_(pass.batch) {
+  RNNFAST_INLINE Schedule(Arena& arena, const Forward& pass) : pass_(pass), steps_(pass.steps), batch_(pass.batch) {
     irregular_ = pass.lengths || pass.mask || pass.reset;
     if (!irregular_) return;
     for (int64_t b = 0; pass.lengths && b < batch_; ++b) total_ += pass.lengths[b];
@@ -148,8 +148,8 @@ class Schedule {
   };
   struct Sequence {
     int64_t count = 0, last = -1;
-    bool cut = false;       // a reset since its last row
-    bool cut_late = false;  // the same, but for a reset before step 0: no state ever comes from there in reverse
+    bool cut = false;        // a reset since its last row
+    bool cut_late = false;   // the same, but for a reset before step 0: no state ever comes from there in reverse
     bool cut_first = false;  // `cut_late` when its first row came
   };
 
