@@ -27,7 +27,7 @@ enum class Function : int {
   relu,
   affine,            // alpha x + beta
   leaky_relu,        // x, alpha x below 0
-  thresholded_relu,  // x above alpha, else 0
+  thresholded_relu,  // x from alpha on, else 0
   scaled_tanh,       // alpha tanh(beta x)
   hard_sigmoid,      // alpha x + beta within [0, 1]
   elu,               // x, alpha (exp(x) - 1) below 0

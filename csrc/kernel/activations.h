@@ -49,7 +49,7 @@ template <class T> __attribute__((noinline)) vec<T> Curve<T>::value(vec<T> x) co
     case Function::leaky_relu:
       return x < zero ? alpha * x : x;
     case Function::thresholded_relu:
-      return x <= alpha ? zero : x;
+      return x < alpha ? zero : x;
     case Function::scaled_tanh:
       return alpha * tanh(beta * x);
     case Function::hard_sigmoid:

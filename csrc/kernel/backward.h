@@ -59,7 +59,7 @@ template <class C, class T> struct BackwardScratch {
   T *x = nullptr, *h_prev = nullptr;   // [tile of inputs][row of the block][height of the tile]
   T *reset_h = nullptr, *m = nullptr;  // the same for the operands r * h of U_n, and o * tanh(c) of W_hr
   T *ln_ih = nullptr, *ln_hh = nullptr, *ln_c = nullptr;  // as in Packed
-  T *d_sum_x = nullptr, *d_sum_h = nullptr;               // [panel][row of the block][gate][lane]: by W x and by U h
+  T *d_sum_x = nullptr, *d_sum_h = nullptr;  // as da: by W x and by U h
   T* d_normalized_c = nullptr;                            // [panel][B][lane]
   T* d_ln_row = nullptr;  // [panel][row of the block][2 gates + 2][lane]: rows' shares of
   T* d_ln = nullptr;      // [panel][2 gates + 2][lane], the gradients of ln_ih, ln_hh, ln_c
@@ -124,8 +124,8 @@ template <class C, class T> struct BackwardScratch {
       d_peephole_row = arena.take<T>(block_rows * 3 * units);
     }
     if (spec.layer_norm) {
-      d_sum_x = arena.take<T>(block_rows * C::gates * units);
-      d_sum_h = arena.take<T>(block_rows * C::gates * units);
+      d_sum_x = arena.take<T>(block_rows * C::columns * units);
+      d_sum_h = arena.take<T>(block_rows * C::columns * units);
       ln_ih = arena.take<T>(C::gates * units);
       ln_hh = arena.take<T>(C::gates * units);
       ln_c = arena.take<T>(2 * units);
@@ -197,7 +197,7 @@ template <class C, class T> class BackwardPass {
   }
 
  private:
-  static constexpr int64_t width = lanes<T>;
+  static constexpr int64_t width = lanes<T>, da_row = C::columns * width;
   using V = vec<T>;
   using Layer = BackwardLayer<T>;
   using Scratch = BackwardScratch<C, T>;
@@ -532,8 +532,8 @@ template <class C, class T> class BackwardPass {
     const int64_t base = done + rows.first - all.first;  // this part's first row in the block
     if (team.rank == 0)
       for (int64_t r = 0; r < all.count; ++r) scratch.rows[done + r] = {t, all.batch(r), all.first + r};
-    if (spec_.proj_size) unproject(layer, scratch, part, rows, t, base, out_rows);
-    if (spec_.layer_norm) {
+    if (C::has_c && spec_.proj_size) unproject(layer, scratch, part, rows, t, base, out_rows);
+    if (C::gates > 1 && spec_.layer_norm) {
       cells_normalized(layer, scratch, part, rows, t, base);
     } else {
       for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
@@ -548,31 +548,25 @@ template <class C, class T> class BackwardPass {
       if (resets_before(spec_) || layer.options.recurrent_mask)
         operand_product(layer, scratch, part, rows, t, base, out_rows);
       else
-        hidden_product(layer, scratch.d_h, scratch, part, rows, base, out_rows, true);
+        hidden_product<typename C::h_columns>(layer, scratch.d_h, scratch.u, d_products(spec_, scratch, true), part,
+                                              rows, base, out_rows, true);
     }
     if (schedule_.restarts(t, layer.reverse)) cut(layer, scratch, part, rows);
     return all.count;
   }
 
-  // out[B][panel][lane] = the rows' gradients by U h, times U; added to it where `add`.
-  void hidden_product(const Layer& layer, T* out, const Scratch& scratch, const Part& part, const StepRows& rows,
-                      int64_t base, T** out_rows, bool add) const {
-    if (spec_.layer_norm)
-      hidden_product<InOrder<C::gates>, C::gates>(layer, out, scratch.u, scratch.d_sum_h, part, rows, base, out_rows,
-                                                  add);
-    else
-      hidden_product<typename C::h_columns, C::columns>(layer, out, scratch.u, scratch.da, part, rows, base, out_rows,
-                                                        add);
+  // The gradients by the products over x and over h: da, but for layer normalization.
+  static const T* d_products(const Spec& spec, const Scratch& s, bool of_h) {
+    return spec.layer_norm ? (of_h ? s.d_sum_h : s.d_sum_x) : s.da;
   }
 
-  // `da` is [panel][row of the block][column][lane], of which the columns of Map are taken.
-  template <class Map, int DaColumns>
+  // out[B][panel][lane] = the rows of da, of which the columns of Map are taken, times U; added to it where `add`.
+  template <class Map>
   void hidden_product(const Layer& layer, T* out, const T* u, const T* da, const Part& part, const StepRows& rows,
                       int64_t base, T** out_rows, bool add) const {
     for (int64_t r = 0; r < rows.count; ++r) out_rows[r] = d_h_at(layer, out, rows.batch(r));
-    const UnitSums<Map, DaColumns, T> sums{
-        da + base * DaColumns * width, u,  block_rows_ * DaColumns * width, layer.n.units, out_rows,
-        layer.n.output_panels * width, add};
+    const UnitSums<Map, T> sums{da + base * da_row, u, block_rows_ * da_row, da_row, layer.n.units, out_rows,
+                                layer.n.output_panels * width, add};
     run_tiles<1>(sums, rows.count, part.outputs.first, part.outputs.last);
   }
 
@@ -582,16 +576,17 @@ template <class C, class T> class BackwardPass {
     bool add = false;
     if constexpr (C::gates == 3) {
       if (resets_before(spec_)) {
-        hidden_product<Columns<3>, C::columns>(layer, s.d_reset, u_n(layer, s.u), s.da, part, rows, base, out_rows,
-                                               false);
+        hidden_product<Columns<0>>(layer, s.d_reset, u_n(layer, s.u), s.da + 3 * width, part, rows, base, out_rows, false);
         for (int64_t p = part.panels.first; p < part.panels.last; ++p)
           for (int64_t r = 0; r < rows.count; ++r) apply_reset(layer, s, rows, t, r, p, base + r);
         part.wait();
-        hidden_product<Columns<0, 1>, C::columns>(layer, s.d_operand, s.u, s.da, part, rows, base, out_rows, true);
+        hidden_product<Columns<0, 1>>(layer, s.d_operand, s.u, s.da, part, rows, base, out_rows, true);
         add = true;
       }
     }
-    if (!add) hidden_product(layer, s.d_operand, s, part, rows, base, out_rows, false);
+    if (!add)
+      hidden_product<typename C::h_columns>(layer, s.d_operand, s.u, d_products(spec_, s, true), part, rows, base,
+                                            out_rows, false);
     const T* mask = layer.options.recurrent_mask;
     for (int64_t p = part.outputs.first; p < part.outputs.last; ++p)
       for (int64_t r = 0; r < rows.count; ++r) {
@@ -646,8 +641,7 @@ template <class C, class T> class BackwardPass {
       }
     part.wait();
     for (int64_t r = 0; r < rows.count; ++r) out_rows[r] = unprojected_at(layer, s, rows.batch(r));
-    const UnitSums<Columns<0>, 1, T> sums{
-        s.d_output + base * width, s.hr, block_rows_ * width, layer.n.outputs, out_rows, layer.n.panels * width, false};
+    const UnitSums<Columns<0>, T> sums{s.d_output + base * width, s.hr, block_rows_ * width, width, layer.n.outputs, out_rows, layer.n.panels * width, false};
     run_tiles<1>(sums, rows.count, part.panels.first, part.panels.last);
   }
 
@@ -657,7 +651,7 @@ template <class C, class T> class BackwardPass {
     return s.d_unprojected + b * layer.n.panels * width;
   }
   T* da_at(const Scratch& s, int64_t p, int64_t row) const {
-    return s.da + (p * block_rows_ + row) * C::columns * width;
+    return s.da + (p * block_rows_ + row) * da_row;
   }
 
   // The hidden state that a row started from.
@@ -833,9 +827,9 @@ template <class C, class T> class BackwardPass {
   void sums_backward(const Layer& layer, const Scratch& s, const Part& part, const StepRows& rows, int64_t r,
                      int64_t block_row) const {
     const int64_t number = rows.first + r;
+    const auto column = [](int g, int of_h) { return of_h ? C::h_columns::at(g) : C::x_columns::at(g); };
     const auto d_scaled = [&](int64_t p, int g, int of_h) {
-      const int column = of_h ? C::h_columns::at(g) : C::x_columns::at(g);
-      return load(da_at(s, p, block_row) + column * width);
+      return load(da_at(s, p, block_row) + column(g, of_h) * width);
     };
     for (int of_h = 0; of_h < 2; ++of_h) {
       const T* scale = of_h ? s.ln_hh : s.ln_ih;
@@ -846,7 +840,7 @@ template <class C, class T> class BackwardPass {
       const MomentsGradient<T> gradient = means(layer.n.panels, C::gates, layer.n.units, d, v);
       for (int64_t p = part.panels.first; p < part.panels.last; ++p)
         for (int g = 0; g < C::gates; ++g) {
-          T* to = (of_h ? s.d_sum_h : s.d_sum_x) + ((p * block_rows_ + block_row) * C::gates + g) * width;
+          T* to = (of_h ? s.d_sum_h : s.d_sum_x) + (p * block_rows_ + block_row) * da_row + column(g, of_h) * width;
           store<T>(to, gradient.by_value(d(p, g), v(p, g), layer.moments[number][of_h].inverse));
           store<T>(ln_row_at(s, p, block_row) + ((of_h ? C::gates : 0) + g) * width, d_scaled(p, g, of_h) * v(p, g));
         }
@@ -867,23 +861,11 @@ template <class C, class T> class BackwardPass {
   // --- products over a block of steps ---
 
   void input_products(const Layer& layer, const Scratch& scratch, Range rows, T** out_rows) const {
-    if (spec_.layer_norm)
-      input_products<InOrder<C::gates>, C::gates>(layer, scratch, scratch.d_sum_x, rows, out_rows);
-    else
-      input_products<typename C::x_columns, C::columns>(layer, scratch, scratch.da, rows, out_rows);
-  }
-
-  template <class Map, int DaColumns>
-  void input_products(const Layer& layer, const Scratch& scratch, const T* da, Range rows, T** out_rows) const {
     for (int64_t k = rows.first; k < rows.last; ++k)
       out_rows[k - rows.first] = layer.d_x.at(scratch.rows[k].t, scratch.rows[k].b);
-    const UnitSums<Map, DaColumns, T> sums{da + rows.first * DaColumns * width,
-                                           scratch.w,
-                                           block_rows_ * DaColumns * width,
-                                           layer.n.units,
-                                           out_rows,
-                                           layer.n.inputs,
-                                           false};
+    const T* da = d_products(spec_, scratch, false) + rows.first * da_row;
+    const UnitSums<typename C::x_columns, T> sums{da, scratch.w, block_rows_ * da_row, da_row, layer.n.units, out_rows,
+                                                  layer.n.inputs, false};
     run_tiles<1>(sums, rows.size(), 0, panels_of<T>(layer.n.inputs));
   }
 
@@ -943,26 +925,25 @@ template <class C, class T> class BackwardPass {
 
   void weight_products(const Scratch& s, const Layer& layer, const Team& team, int64_t count) const {
     const Sizes& n = layer.n;
-    const T* da = s.da;
-    const Range own = share(n.panels, team.rank, team.size);
-    add_columns<C::columns>(s.da, s.d_bias, own, count);
-    if (spec_.layer_norm) {
-      weight_product<InOrder<C::gates>, C::gates>(s.x, s.d_sum_x, n.inputs, n.panels, s.d_w, team, count);
-      weight_product<InOrder<C::gates>, C::gates>(s.h_prev, s.d_sum_h, n.outputs, n.panels, s.d_u, team, count);
-      add_columns<Scratch::ln_columns>(s.d_ln_row, s.d_ln, own, count);
-      return;
-    }
-    weight_product<typename C::x_columns, C::columns>(s.x, da, n.inputs, n.panels, s.d_w, team, count);
+    const T *d_x = d_products(spec_, s, false), *d_h = d_products(spec_, s, true);
+    weight_product<typename C::x_columns, C::columns>(s.x, d_x, n.inputs, n.panels, s.d_w, team, count);
+    if (!resets_before(spec_))
+      weight_product<typename C::h_columns, C::columns>(s.h_prev, d_h, n.outputs, n.panels, s.d_u, team, count);
     if constexpr (C::gates == 3) {
       if (resets_before(spec_)) {
-        weight_product<Columns<0, 1>, C::columns>(s.h_prev, da, n.outputs, n.panels, s.d_u, team, count);
-        weight_product<Columns<3>, C::columns>(s.reset_h, da, n.units, n.panels, u_n(layer, s.d_u), team, count);
+        T* d_u_n = u_n(layer, s.d_u);
+        weight_product<Columns<0, 1>, C::columns>(s.h_prev, s.da, n.outputs, n.panels, s.d_u, team, count);
+        weight_product<Columns<0>, C::columns>(s.reset_h, s.da + 3 * width, n.units, n.panels, d_u_n, team, count);
       }
     }
-    if (!resets_before(spec_))
-      weight_product<typename C::h_columns, C::columns>(s.h_prev, da, n.outputs, n.panels, s.d_u, team, count);
-    if (spec_.proj_size) weight_product<Columns<0>, 1>(s.m, s.d_output, n.units, n.output_panels, s.d_hr, team, count);
+    if constexpr (C::has_c) {
+      if (spec_.proj_size)
+        weight_product<Columns<0>, 1>(s.m, s.d_output, n.units, n.output_panels, s.d_hr, team, count);
+    }
+    const Range own = share(n.panels, team.rank, team.size);
+    add_columns<C::columns>(s.da, s.d_bias, own, count);
     if (spec_.peepholes) add_columns<3>(s.d_peephole_row, s.d_peephole, own, count);
+    if (spec_.layer_norm) add_columns<Scratch::ln_columns>(s.d_ln_row, s.d_ln, own, count);
   }
 
   // sums[panel][column][lane] += the block's rows of [panel][row][column][lane].

@@ -52,20 +52,23 @@ template <class C, class T> class ForwardPass {
     if (has_x_part_) {
       x_part_size_ = block_ * batch * most.panels * C::gates * width;
       x_part_ = arena_.template take<T>(directions * x_part_size_);
-      x_rows_ = arena_.template take<const T*>(threads_ * block_ * batch);
     }
+    const bool products_in_memory = spec_.proj_size || spec_.layer_norm || resets_before(spec_);
+    if (has_x_part_ || products_in_memory) row_pointers_ = arena_.template take<const T*>(threads_ * block_ * batch);
     if (has_recurrent_masks()) operand_ = arena_.template take<T>(directions * 2 * batch * most.outputs);
-    if (spec_.proj_size) unprojected_ = arena_.template take<T>(directions * batch * most.units);
-    if (resets_before(spec_)) {
-      reset_h_ = arena_.template take<T>(directions * batch * most.units);
-      columns_ = arena_.template take<T>(directions * most.panels * batch * C::columns * width);
-    }
-    if (spec_.layer_norm) {
-      h_sums_ = arena_.template take<T>(directions * most.panels * batch * C::gates * width);
-      output_gates_ = arena_.template take<T>(C::has_c ? directions * most.panels * batch * width : 0);
-    }
+    if (products_in_memory) take_products(most);
     take_sequences();
     if (!pass.packed) packed_ = arena_.template take<char>(static_cast<int64_t>(packed_bytes(spec_)));
+  }
+
+  void take_products(const Sizes& most) {
+    const int64_t rows = spec_.num_directions * pass_.batch, panels = max(most.panels, most.output_panels);
+    sums_ = arena_.template take<T>(rows * panels * C::gates * width);
+    if (spec_.proj_size) unprojected_ = arena_.template take<T>(rows * most.units);
+    if (spec_.layer_norm && C::has_c) output_gates_ = arena_.template take<T>(rows * most.panels * width);
+    if (!resets_before(spec_)) return;
+    reset_h_ = arena_.template take<T>(rows * most.units);
+    columns_ = arena_.template take<T>(rows * most.panels * C::columns * width);
   }
 
   static size_t packed_bytes(const Spec& spec) {
@@ -183,17 +186,17 @@ template <class C, class T> class ForwardPass {
   void run_layer(const Layer& layer, const Part& part, int id) {
     for (int64_t b = part.rows.first; b < part.rows.last; ++b) begin(layer, part, b, 0, Start::initial);
     part.wait();
-    const T** x_rows = has_x_part_ ? x_rows_ + id * block_ * pass_.batch : nullptr;
+    const T** row_pointers = row_pointers_ ? row_pointers_ + id * block_ * pass_.batch : nullptr;
     for (int64_t s = 0; s < steps(); s += block_) {
       const int64_t place = (layer.layer * spec_.num_directions + layer.direction) * pass_.steps + s;
       if (interrupt_.stops(*part.meeting, part.leader, id == 0, place)) break;
       const Range block{s, min(s + block_, steps())};
-      if (has_x_part_) input_product(layer, part, block, x_rows);
+      if (has_x_part_) input_product(layer, part, block, row_pointers);
       if (spec_.layer_norm) part.wait();
       int64_t done = 0;  // rows of the block
       for (int64_t j = block.first; j < block.last; ++j) {
         if (keeps_boundaries() && j % segment_steps(pass_) == 0) keep_boundary(layer, part, j / segment_steps(pass_));
-        done += step(layer, part, time_of(layer, j), done);
+        done += step(layer, part, time_of(layer, j), done, row_pointers);
         part.wait();
       }
     }
@@ -289,30 +292,16 @@ template <class C, class T> class ForwardPass {
       const StepRows rows = schedule_.rows(t, part.rows.first, part.rows.last);
       for (int64_t r = 0; r < rows.count; ++r) x_rows[count++] = layer.x.at(t, rows.batch(r));
     }
-    run_tiles<C::gates>(InputTiles{*this, layer, part, x_rows}, count, part.panels.first, part.panels.last);
+    const int64_t panel_stride = part.rows.size() * block_ * C::gates * width;
+    run_tiles<C::gates>(Products<C::gates, T>{x_rows, layer.weights.w, layer.n.inputs, x_part_at(layer, part, 0, 0),
+                                              panel_stride},
+                        count, part.panels.first, part.panels.last);
   }
-
-  struct InputTiles {
-    const ForwardPass& pass;
-    const Layer& layer;
-    const Part& part;
-    const T* const* x_rows;
-
-    template <int R, int P> void tile(int64_t panel, int64_t row) const {
-      V acc[R][P * C::gates];
-      const T* x[R];
-      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) x[r] = x_rows[row + r];
-      T* out[P];
-      RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) out[p] = pass.x_part_at(layer, part, panel + p, row);
-      multiply<C::gates, R, P, T>(acc, x, layer.weights.w, layer.n.inputs, panel);
-      store_sums<C::gates, R, P, T>(acc, out);
-    }
-  };
 
   // --- one step ---
 
   // Returns its number of rows; `done` rows of the block came before.
-  int64_t step(const Layer& layer, const Part& part, int64_t t, int64_t done) const {
+  int64_t step(const Layer& layer, const Part& part, int64_t t, int64_t done, const T** row_pointers) const {
     const StepRows rows = schedule_.rows(t, part.rows.first, part.rows.last);
     if (schedule_.restarts(t, layer.reverse)) {
       for (int64_t r = 0; r < rows.count; ++r) {
@@ -322,23 +311,14 @@ template <class C, class T> class ForwardPass {
       }
       part.wait();
     }
-    const Step all{*this, layer, part, rows, t, done};
-    if (spec_.layer_norm) {
+    const Step all{*this, layer, part, rows, t, done, row_pointers};
+    if (C::gates > 1 && spec_.layer_norm) {
       step_normalized(all);
-      return rows.count;
-    }
-    if constexpr (C::gates == 3) {
-      if (layer.weights.split) {
-        run_tiles<2>(ResetTiles{all}, rows.count, part.panels.first, part.panels.last);
-        part.wait();
-        run_tiles<1>(CandidateTiles{all}, rows.count, part.panels.first, part.panels.last);
-        return rows.count;
-      }
-    }
-    run_tiles<C::gates>(StepTiles{all}, rows.count, part.panels.first, part.panels.last);
-    if (layer.weights.hr) {
-      part.wait();
-      run_tiles<1>(ProjectionTiles{all}, rows.count, part.outputs.first, part.outputs.last);
+    } else if (C::gates == 3 && layer.weights.split) {
+      step_reset_before(all);
+    } else {
+      run_tiles<C::gates>(StepTiles{all}, rows.count, part.panels.first, part.panels.last);
+      if (C::has_c && layer.weights.hr) project(all);
     }
     return rows.count;
   }
@@ -350,6 +330,7 @@ template <class C, class T> class ForwardPass {
     const Part& part;
     const StepRows& rows;
     int64_t t, done;
+    const T** row_pointers;  // scratch
 
     // Where the state before a row's step is; that after it is in the other half.
     RNNFAST_INLINE int64_t state_before(int64_t r, int64_t b, int64_t* after) const {
@@ -457,36 +438,67 @@ template <class C, class T> class ForwardPass {
       store_part(options.gates.at(t, b) + g * layer.n.units + unit, gates[g], valid);
   }
 
-  // --- projection: h = W_hr m, once every unit's m = o * tanh(c) is known ---
+  // --- steps of several products, whose sums go to memory in between ---
+
+  // [panel][row][gate][lane], as the widest of them needs it
+  T* sums_at(const Step& step, int64_t gates, int64_t p, int64_t r) const {
+    const int64_t panels = max(step.layer.n.panels, step.layer.n.output_panels);
+    T* region = sums_ + step.layer.direction * panels * pass_.batch * C::gates * width;
+    return region + (p * pass_.batch + step.part.rows.first + r) * gates * width;
+  }
+
+  // The sums of every row of the step, from `row_of(r, b)` on.
+  template <int Gates, class RowOf>
+  void products(const Step& step, const T* weights, int64_t k_size, Range panels, const RowOf& row_of) const {
+    for (int64_t r = 0; r < step.rows.count; ++r) step.row_pointers[r] = row_of(r, step.rows.batch(r));
+    const Products<Gates, T> product{step.row_pointers, weights, k_size, sums_at(step, Gates, 0, 0),
+                                     pass_.batch * Gates * width};
+    run_tiles<Gates>(product, step.rows.count, panels.first, panels.last);
+  }
+
+  const T* operand_of(const Step& step, int64_t r, int64_t b) const {
+    int64_t after;
+    return step.layer.operand + step.state_before(r, b, &after);
+  }
+
+  void store_new_h(const Step& step, int64_t r, int64_t p, V h) const {
+    const int64_t b = step.rows.batch(r), unit = p * width, valid = min(width, step.layer.n.outputs - unit);
+    int64_t after;
+    step.state_before(r, b, &after);
+    store_h(step.layer, b, after + unit, unit, h, valid);
+    store_part(step.layer.y.at(step.t, b) + unit, h, valid);
+  }
+
+  // Projection: h = W_hr m, once every unit's m = o * tanh(c) is known.
+  void project(const Step& step) const {
+    const Layer& layer = step.layer;
+    step.part.wait();
+    products<1>(step, layer.weights.hr, layer.n.units, step.part.outputs,
+                [&](int64_t, int64_t b) { return unprojected(layer, b); });
+    for (int64_t p = step.part.outputs.first; p < step.part.outputs.last; ++p)
+      for (int64_t r = 0; r < step.rows.count; ++r) store_new_h(step, r, p, load(sums_at(step, 1, p, r)));
+  }
 
   T* unprojected(const Layer& layer, int64_t b) const {
     return unprojected_ + (layer.direction * pass_.batch + b) * layer.n.units;
   }
 
-  struct ProjectionTiles : Step {
-    template <int R, int P> void tile(int64_t panel, int64_t row) const {
-      const Layer& layer = this->layer;
-      V sums[R][P];
-      const T* m[R];
-      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) m[r] = this->pass.unprojected(layer, this->rows.batch(row + r));
-      multiply<1, R, P, T>(sums, m, layer.weights.hr, layer.n.units, panel);
-      V h[R][P];
-      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
-        RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) h[r][p] = sums[r][p];
-      for (int r = 0; r < R; ++r) {
-        const int64_t b = this->rows.batch(row + r);
-        int64_t after;
-        this->state_before(row + r, b, &after);
-        for (int p = 0; p < P; ++p) {
-          const int64_t unit = (panel + p) * width, valid = min(width, layer.n.outputs - unit);
-          this->pass.store_h(layer, b, after + unit, unit, h[r][p], valid);
-          store_part(layer.y.at(this->t, b) + unit, h[r][p], valid);
-        }
-      }
+  // GRU with the reset gate before the product: first r, z and r * h, then n.
+  void step_reset_before(const Step& step) const {
+    if constexpr (C::gates == 3) {
+      const Layer& layer = step.layer;
+      const Range panels = step.part.panels;
+      products<2>(step, layer.weights.u, layer.n.outputs, panels,
+                  [&](int64_t r, int64_t b) { return operand_of(step, r, b); });
+      for (int64_t p = panels.first; p < panels.last; ++p)
+        for (int64_t r = 0; r < step.rows.count; ++r) apply_reset(step, r, p);
+      step.part.wait();
+      products<1>(step, layer.weights.u_n, layer.n.outputs, panels,
+                  [&](int64_t, int64_t b) { return reset_h(layer, b); });
+      for (int64_t p = panels.first; p < panels.last; ++p)
+        for (int64_t r = 0; r < step.rows.count; ++r) apply_candidate(step, r, p);
     }
-  };
-
-  // --- GRU with the reset gate before the product: first r, z and r * h, then n ---
+  }
 
   T* reset_h(const Layer& layer, int64_t b) const {
     return reset_h_ + (layer.direction * pass_.batch + b) * layer.n.units;
@@ -495,94 +507,44 @@ template <class C, class T> class ForwardPass {
     return columns_ + ((layer.direction * layer.n.panels + panel) * pass_.batch + b) * C::columns * width;
   }
 
-  struct ResetTiles : Step {
-    template <int R, int P> void tile(int64_t panel, int64_t row) const {
-      const Layer& layer = this->layer;
-      V sums[R][P * 2];
-      const T* h[R];
-      int64_t after;
-      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
-        h[r] = layer.operand + this->state_before(row + r, this->rows.batch(row + r), &after);
-      multiply<2, R, P, T>(sums, h, layer.weights.u, layer.n.outputs, panel);
-      V h_part[R][P * 2];
-      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
-        RNNFAST_UNROLL_FOR (int j = 0; j < P * 2; ++j) h_part[r][j] = sums[r][j];
-      for (int r = 0; r < R; ++r)
-        for (int p = 0; p < P; ++p) finish(row + r, panel + p, h_part[r] + p * 2, h[r]);
-    }
-
-    void finish(int64_t r, int64_t p, const V* h_sums, const T* h) const {
-      const Layer& layer = this->layer;
-      const int64_t b = this->rows.batch(r), unit = p * width, valid = min(width, layer.n.units - unit);
-      const V sums[3] = {h_sums[0], h_sums[1], V{}};
+  // The columns but for n's sum over r * h, and r * h.
+  void apply_reset(const Step& step, int64_t r, int64_t p) const {
+    if constexpr (C::gates == 3) {
+      const Layer& layer = step.layer;
+      const int64_t b = step.rows.batch(r), unit = p * width, valid = min(width, layer.n.units - unit);
+      const T* sums = sums_at(step, 2, p, r);
+      const V h_part[3] = {load(sums), load(sums + width), V{}};
       V a[C::columns];
-      layer.weights.join(this->x_part(p, r), sums, p, a);
-      T* columns = this->pass.columns_at(layer, p, b);
+      layer.weights.join(step.x_part(p, r), h_part, p, a);
+      T* columns = columns_at(layer, p, b);
       for (int g = 0; g < C::columns; ++g) store<T>(columns + g * width, a[g]);
-      const V reset = C::reset(a[0], load_part(h + unit, valid), layer.options.unit(nullptr));
-      store_part(this->pass.reset_h(layer, b) + unit, reset, valid);
+      const V reset = C::reset(a[0], load_part(operand_of(step, r, b) + unit, valid), layer.options.unit(nullptr));
+      store_part(reset_h(layer, b) + unit, reset, valid);
     }
-  };
-
-  struct CandidateTiles : Step {
-    template <int R, int P> void tile(int64_t panel, int64_t row) const {
-      const Layer& layer = this->layer;
-      V sums[R][P], h_part[R][P];
-      const T* h[R];
-      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) h[r] = this->pass.reset_h(layer, this->rows.batch(row + r));
-      multiply<1, R, P, T>(sums, h, layer.weights.u_n, layer.n.outputs, panel);
-      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
-        RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) h_part[r][p] = sums[r][p];
-      for (int r = 0; r < R; ++r)
-        for (int p = 0; p < P; ++p) finish(row + r, panel + p, h_part[r][p]);
-    }
-
-    void finish(int64_t r, int64_t p, V h_sum) const {
-      const int64_t b = this->rows.batch(r);
-      const T* columns = this->pass.columns_at(this->layer, p, b);
-      V a[C::columns];
-      for (int g = 0; g < C::columns; ++g) a[g] = load(columns + g * width);
-      a[3] = h_sum + a[3];
-      int64_t after;
-      const int64_t before = this->state_before(r, b, &after);
-      this->pass.apply_cell_with_options(this->layer, this->rows, this->t, r, p, a, before, after);
-    }
-  };
-
-  // --- layer normalization: a row's sums have to be complete before any of its units can go on ---
-
-  // [panel][B][gate][lane]
-  T* h_sums_at(const Layer& layer, int64_t p, int64_t b) const {
-    return h_sums_ + ((layer.direction * layer.n.panels + p) * pass_.batch + b) * C::gates * width;
   }
+
+  void apply_candidate(const Step& step, int64_t r, int64_t p) const {
+    const int64_t b = step.rows.batch(r);
+    const T* columns = columns_at(step.layer, p, b);
+    V a[C::columns];
+    for (int g = 0; g < C::columns; ++g) a[g] = load(columns + g * width);
+    a[C::columns - 1] = load(sums_at(step, 1, p, r)) + a[C::columns - 1];
+    int64_t after;
+    const int64_t before = step.state_before(r, b, &after);
+    apply_cell_with_options(step.layer, step.rows, step.t, r, p, a, before, after);
+  }
+
+  // Layer normalization: a row's sums have to be complete before any of its units can go on.
+
   // [panel][B][lane]
   T* output_gate_at(const Layer& layer, int64_t p, int64_t b) const {
     return output_gates_ + ((layer.direction * layer.n.panels + p) * pass_.batch + b) * width;
   }
 
-  struct HiddenTiles : Step {
-    template <int R, int P> void tile(int64_t panel, int64_t row) const {
-      const Layer& layer = this->layer;
-      V sums[R][P * C::gates];
-      const T* h[R];
-      int64_t after;
-      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
-        h[r] = layer.operand + this->state_before(row + r, this->rows.batch(row + r), &after);
-      multiply<C::gates, R, P, T>(sums, h, layer.weights.u, layer.n.outputs, panel);
-      V kept[R][P * C::gates];
-      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
-        RNNFAST_UNROLL_FOR (int j = 0; j < P * C::gates; ++j) kept[r][j] = sums[r][j];
-      for (int r = 0; r < R; ++r)
-        for (int p = 0; p < P; ++p) {
-          T* to = this->pass.h_sums_at(layer, panel + p, this->rows.batch(row + r));
-          for (int g = 0; g < C::gates; ++g) store<T>(to + g * width, kept[r][p * C::gates + g]);
-        }
-    }
-  };
-
   void step_normalized(const Step& step) const {
     const Part& part = step.part;
-    run_tiles<C::gates>(HiddenTiles{step}, step.rows.count, part.panels.first, part.panels.last);
+    products<C::gates>(step, step.layer.weights.u, step.layer.n.outputs, part.panels,
+                       [&](int64_t r, int64_t b) { return operand_of(step, r, b); });
     part.wait();
     for (int64_t r = 0; r < step.rows.count; ++r) normalize_row(step, r);
     if (!C::has_c) return;
@@ -592,16 +554,16 @@ template <class C, class T> class ForwardPass {
 
   void normalize_row(const Step& step, int64_t r) const {
     const Layer& layer = step.layer;
-    const int64_t b = step.rows.batch(r), number = step.rows.first + r, gates = C::gates;
+    const int64_t number = step.rows.first + r, gates = C::gates;
     const int64_t x_stride = step.part.rows.size() * block_ * gates * width, h_stride = pass_.batch * gates * width;
     const Moments<T> of_x = moments_of<T>(step.x_part(0, r), x_stride, C::gates, layer.n.units);
-    const Moments<T> of_h = moments_of<T>(h_sums_at(layer, 0, b), h_stride, C::gates, layer.n.units);
+    const Moments<T> of_h = moments_of<T>(sums_at(step, C::gates, 0, r), h_stride, C::gates, layer.n.units);
     if (layer.moments && step.part.panels.first == 0) layer.moments[number][0] = of_x, layer.moments[number][1] = of_h;
     for (int64_t p = step.part.panels.first; p < step.part.panels.last; ++p) {
       V x[C::gates], h[C::gates];
       for (int g = 0; g < C::gates; ++g) {
         x[g] = of_x.normalized(load(step.x_part(p, r) + g * width));
-        h[g] = of_h.normalized(load(h_sums_at(layer, p, b) + g * width));
+        h[g] = of_h.normalized(load(sums_at(step, C::gates, p, r) + g * width));
       }
       apply_normalized(step, r, p, x, h);
     }
@@ -621,8 +583,7 @@ template <class C, class T> class ForwardPass {
       store<T>(c, next.c);
       store<T>(output_gate_at(layer, p, b), gates[C::gates - 1]);
     } else {
-      store_h(layer, b, after + unit, unit, next.h, valid);
-      store_part(layer.y.at(step.t, b) + unit, next.h, valid);
+      store_new_h(step, r, p, next.h);
     }
     store_outputs(layer, step.t, b, unit, valid, gates, next.c);
     if (!layer.saved) return;
@@ -639,15 +600,10 @@ template <class C, class T> class ForwardPass {
     const Moments<T> of_c = moments_of<T>(layer.c + b * width, stride, 1, layer.n.units);
     if (layer.moments && step.part.panels.first == 0) layer.moments[step.rows.first + r][2] = of_c;
     const Unit<T> unit_of_layer = layer.options.unit(nullptr);
-    int64_t after;
-    step.state_before(r, b, &after);
     for (int64_t p = step.part.panels.first; p < step.part.panels.last; ++p) {
-      const int64_t unit = p * width, valid = min(width, layer.n.units - unit);
       const T* norm = layer.weights.ln_c + p * 2 * width;
       const V c = fma(load(norm), of_c.normalized(load(layer.c + p * stride + b * width)), load(norm + width));
-      const V h = load(output_gate_at(layer, p, b)) * unit_of_layer.value(unit_of_layer.output, c);
-      store_h(layer, b, after + unit, unit, h, valid);
-      store_part(layer.y.at(step.t, b) + unit, h, valid);
+      store_new_h(step, r, p, load(output_gate_at(layer, p, b)) * unit_of_layer.value(unit_of_layer.output, c));
     }
   }
 
@@ -663,8 +619,8 @@ template <class C, class T> class ForwardPass {
   Meeting* meetings_;
   Interrupt interrupt_;
   T *h_, *c_, *operand_ = nullptr, *x_part_ = nullptr, *between_[2] = {}, *masked_ = nullptr;
-  T *unprojected_ = nullptr, *reset_h_ = nullptr, *columns_ = nullptr, *h_sums_ = nullptr, *output_gates_ = nullptr;
-  const T** x_rows_ = nullptr;
+  T *sums_ = nullptr, *unprojected_ = nullptr, *reset_h_ = nullptr, *columns_ = nullptr, *output_gates_ = nullptr;
+  const T** row_pointers_ = nullptr;  // for each thread
   char* packed_ = nullptr;
 };
 

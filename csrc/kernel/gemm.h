@@ -167,10 +167,10 @@ template <class Map, int DaColumns, class T> struct WeightSums {
 };
 
 // out[row] = sum over units u and gates g of da[row](u, column of g) * weights[panel][u][g]: da W or da U.
-template <class Map, int DaColumns, class T> struct UnitSums {
+template <class Map, class T> struct UnitSums {
   static constexpr int width = lanes<T>;
   const T *da, *weights;
-  int64_t da_stride;  // between panels
+  int64_t da_stride, row_stride;  // between panels, between rows
   int64_t units;
   T* const* out;     // of each row
   int64_t out_size;  // a row's features
@@ -180,7 +180,7 @@ template <class Map, int DaColumns, class T> struct UnitSums {
     vec<T> acc[Rows][Panels];
     const T *a[Rows], *b[Panels];
     RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r) {
-      a[r] = da + (row + r) * DaColumns * width;
+      a[r] = da + (row + r) * row_stride;
       RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) acc[r][p] = vec<T>{};
     }
     RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) b[p] = weights + (panel + p) * units * Map::count * width;

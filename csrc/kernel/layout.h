@@ -87,11 +87,12 @@ template <class C> int64_t saved_values(const Spec& spec, bool general) {
 }
 
 // Every gate's column, in order.
-template <int Gates> struct InOrder;
-template <> struct InOrder<1> : Columns<0> {};
-template <> struct InOrder<2> : Columns<0, 1> {};
-template <> struct InOrder<3> : Columns<0, 1, 2> {};
-template <> struct InOrder<4> : Columns<0, 1, 2, 3> {};
+template <int Gates> struct InOrderOf;
+template <> struct InOrderOf<1> { using type = Columns<0>; };
+template <> struct InOrderOf<2> { using type = Columns<0, 1>; };
+template <> struct InOrderOf<3> { using type = Columns<0, 1, 2>; };
+template <> struct InOrderOf<4> { using type = Columns<0, 1, 2, 3>; };
+template <int Gates> using InOrder = typename InOrderOf<Gates>::type;
 
 // The sums of `R` rows and `P` panels with `Gates` columns each, in registers.
 template <class T, int Gates, int R, int P> using Sums = vec<T>[R][P * Gates];
@@ -115,6 +116,25 @@ RNNFAST_INLINE void store_sums(const Sums<T, Gates, R, P>& sums, T* const (&out)
       RNNFAST_UNROLL_FOR (int g = 0; g < Gates; ++g)
         store<T>(out[p] + (r * Gates + g) * lanes<T>, sums[r][p * Gates + g]);
 }
+
+// sums = rows times packed weights, to [panel][row][gate][lane].
+template <int Gates, class T> struct Products {
+  const T* const* rows;
+  const T* packed;  // [panel][k][gate][lane]
+  int64_t k_size;
+  T* sums;
+  int64_t panel_stride;  // of the sums
+
+  template <int R, int P> void tile(int64_t panel, int64_t row) const {
+    vec<T> acc[R][P * Gates];
+    const T* a[R];
+    T* out[P];
+    RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) a[r] = rows[row + r];
+    RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) out[p] = sums + (panel + p) * panel_stride + row * Gates * lanes<T>;
+    multiply<Gates, R, P, T>(acc, a, packed, k_size, panel);
+    store_sums<Gates, R, P, T>(acc, out);
+  }
+};
 
 // The packed weights of one layer and direction.
 template <class C, class T> struct Packed {
