@@ -20,6 +20,7 @@ from .activation import Activation
 from .frozen import Frozen
 from .gradients import Gradients, clip_grad_norm, clip_grad_value
 from .layers import GRU, LSTM, RNN, Tape
+from .reversed import Reversed
 from .stream import Stream
 
 __version__: str = _core.config()["version"]
@@ -32,6 +33,7 @@ __all__ = [
     "Frozen",
     "Gradients",
     "Masks",
+    "Reversed",
     "Stream",
     "Tape",
     "available_isas",
