@@ -268,7 +268,7 @@ def of_every_operator(operator: str) -> Iterator[Case]:
     yield case("initial_states_reverse", BACK, inputs=states)
     yield case("initial_states_sequence_lens_zero_bidirectional", BOTH, inputs=states + " sequence_lens", lengths=(3, 0, 5))
     yield case("clip", {"clip": 0.4}, scale=2.0)
-    yield case("clip_reverse_sequence_lens", {"clip": 0.7, **BACK}, inputs=lens, scale=2.0)
+    yield case("clip_reverse_sequence_lens", {"clip": 0.4, **BACK}, inputs=lens, scale=2.0)
     yield case("clip_bidirectional_initial_states", {"clip": 0.25, **BOTH}, inputs=states, scale=3.0)
     yield case("layout_1", {"layout": 1})
     yield case("layout_1_reverse", {"layout": 1, **BACK}, inputs=states)

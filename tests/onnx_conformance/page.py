@@ -122,17 +122,22 @@ def agree(case: Case, got: Arrays, expected: Arrays) -> bool:
 
 def shortened(message: str) -> str:
     """The sentence that says why, of a message with file names, numbers of lines and types in C++."""
-    sentences = [
-        r"Could not find an implementation for \w+\(\d+\)", r"Type '[^']*' of input parameter \([^)]*\) of operator \(\w+\)[^.]*",
-        r"Batchwise recurrent operations \(layout == 1\) are not supported", r"[^\n.]*not supported[^\n.]*",
-        r"[^\n]*[Cc]heck '[^']*' failed[^\n]*",
-    ]  # fmt: skip
-    for sentence in sentences:
+    for sentence, said in SENTENCES:
         if found := re.search(sentence, message):
-            message = found.group()
-            break
+            return found.expand(said)
     message = re.sub(r"\S*/\S+", "", " ".join(message.split()))
     return message.replace("|", "/").strip()[:120]
+
+
+SENTENCES = [
+    (r"Could not find an implementation for \w+\(\d+\)", r"\g<0>"),
+    (r"\(layout == 1\) are not supported", "layout 1 is not supported"),
+    (r"does not support double yet", r"\g<0>"),
+    (r"GetAttr\(.hidden_size.[^\n]* was false", "hidden_size must be given"),
+    (r"unknown attribute '\w+'", r"\g<0>"),
+    (r"Dimension `(\w+)` is not matched", r"dimension \1 is not matched"),
+    (r"Un(known|supported) activation function(: \w+)?", r"\g<0>"),
+]
 
 
 def explanations(case: Case) -> Iterator[tuple[str, Arrays, str]]:
@@ -180,12 +185,22 @@ def changes(case: Case) -> dict[str, Callable[[Case], Case]]:
     for name in ("activation_alpha", "activation_beta"):
         if name in case.attributes:
             there[f"ignores {name}"] = without(name)
+    if "activations" in case.attributes and case.activations() != zeros(case).activations():
+        there["takes 0 for the alpha and beta that are not given"] = zeros
     if case.directions == 2 and "activations" in case.attributes:
         there["uses the first direction's activations for both"] = first_for_both
     for name in ("P", "sequence_lens", "initial_h", "initial_c", "B"):
         if case.has(name):
             there[f"ignores {name}"] = unfed(name)
     return there
+
+
+def zeros(case: Case) -> Case:
+    lists = {
+        f"activation_{letter}": [*case.attributes.get(f"activation_{letter}", ()), *[0.0] * 6]
+        for letter in ("alpha", "beta")
+    }
+    return replace(case, attributes=case.attributes | lists)
 
 
 def without_clip_of_c(case: Case) -> Case:
