@@ -93,16 +93,18 @@ def from_weights(
     reset_after: bool = True,
     go_backwards: bool = False,
     bidirectional: bool = False,
+    num_layers: int = 1,
     keras_version: int | None = None,
     **options: Any,
 ) -> AnyLayer:
-    """A layer with the weights of one of Keras.
+    """A layer with the weights of one of Keras, or of several that stand on each other.
 
     class_name: "SimpleRNN", "LSTM", "GRU", or the older "CuDNNLSTM", "CuDNNGRU".
     weights: [kernel, recurrent_kernel, bias], without the bias where use_bias is False; with bidirectional those of the
         forward layer and then those of the backward one. Kernels are [I, G * H] and [H, G * H]; the bias is [G * H], of
         a GRU with reset_after [2, 3 * H]. Of a CuDNN class, each gate's block is stored transposed, and the bias is
         [2 * G * H].
+    num_layers: of so many layers with the same units and options, in `weights` one after the other.
     activation, recurrent_activation: Keras's names, or `rnnfast.Activation`; `activation` of this module reads them.
     reset_after: a GRU's; False was the default before tensorflow 2.
     go_backwards: gives a `Reversed` layer whose output is in the order of the scan, as Keras's is.
@@ -114,14 +116,14 @@ def from_weights(
     """
     cell, cudnn = CUDNN.get(class_name, class_name), class_name in CUDNN
     _check.choice("class_name", cell, tuple(CLASSES))
-    if go_backwards and bidirectional:
-        raise ValueError("go_backwards and bidirectional exclude each other: the layers of both directions are turned")
+    if go_backwards and (bidirectional or num_layers != 1):
+        raise ValueError("go_backwards is for one layer and direction: not with bidirectional or num_layers")
     arrays = [_check.as_array(f"weights[{k}]", array) for k, array in enumerate(weights)]
-    count, directions = 3 if use_bias else 2, 2 if bidirectional else 1
-    if len(arrays) != count * directions:
+    count, suffixes = 3 if use_bias else 2, _suffixes(num_layers, bidirectional)
+    if not suffixes or len(arrays) != count * len(suffixes):
         raise ValueError(
-            f"weights of a {class_name} with use_bias={use_bias}, bidirectional={bidirectional} must be "
-            f"{count * directions} arrays, got {len(arrays)}"
+            f"weights of a {class_name} with use_bias={use_bias}, bidirectional={bidirectional}, "
+            f"num_layers={num_layers} must be {count * len(suffixes)} arrays, got {len(arrays)}"
         )
     parts = [arrays[k : k + count] for k in range(0, len(arrays), count)]
     rows = [
@@ -131,12 +133,19 @@ def from_weights(
     if cell == "GRU":
         own["reset_after"] = reset_after
     layer = CLASSES[cell](
-        rows[0]["weight_ih"].shape[1], rows[0]["weight_hh"].shape[1], bias=use_bias, bidirectional=bidirectional,
+        rows[0]["weight_ih"].shape[1], rows[0]["weight_hh"].shape[1], num_layers, bias=use_bias,
+        bidirectional=bidirectional,
         **{"batch_first": True, "dtype": arrays[0].dtype, "seed": 0, **own, **options},
     )  # fmt: skip
-    for suffix, values in zip(("_l0", "_l0_reverse"), rows, strict=False):
+    for suffix, values in zip(suffixes, rows, strict=True):
         layer.parameters.update({name + suffix: value for name, value in values.items()})
     return Reversed(layer, scan_order=True) if go_backwards else layer
+
+
+def _suffixes(num_layers: int, bidirectional: bool) -> list[str]:
+    """How the names of parameters end, in the order of Keras's weights."""
+    ends = ("", "_reverse") if bidirectional else ("",)
+    return [f"_l{level}{end}" for level in range(num_layers) for end in ends]
 
 
 def _functions(cell: str, own: Any, recurrent: Any, keras_version: int | None) -> dict[str, Any]:
@@ -274,16 +283,17 @@ def _from_bidirectional(
 
 
 def to_weights(layer: AnyLayer) -> list[Array]:
-    """Copies of a layer's weights as `set_weights` of Keras's SimpleRNN, LSTM, GRU or Bidirectional takes them.
+    """Copies of a layer's weights as `set_weights` of Keras's SimpleRNN, LSTM, GRU or Bidirectional takes them; with
+    num_layers above 1, those of the layers one after the other.
 
     The two biases are added where Keras has one.
 
-    Raises ValueError for a layer that Keras has no equal of: several layers, projections, peepholes and so on.
+    Raises ValueError for a layer that Keras has no equal of: projections, peepholes and so on.
     """
     inner, cell = _convertible(layer)
     two_biases = cell == "GRU" and inner.reset_after
     arrays = []
-    for suffix in ("_l0", "_l0_reverse")[: 2 if inner.bidirectional else 1]:
+    for suffix in _suffixes(inner.num_layers, inner.bidirectional):
         part = {
             name: _in_order(cell, inner.parameters[name + suffix])
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -297,7 +307,8 @@ def to_weights(layer: AnyLayer) -> list[Array]:
 
 
 def to_config(layer: AnyLayer, keras_version: int = 3) -> dict[str, Any]:
-    """{"class_name": ..., "config": ...} of a layer of Keras that computes the same, with return_sequences.
+    """{"class_name": ..., "config": ...} of a layer of Keras that computes the same, with return_sequences; with
+    num_layers above 1, of each of the layers.
 
     Raises ValueError for a layer, or an activation, that this version of Keras has no equal of.
     """
@@ -336,8 +347,8 @@ def _convertible(layer: Any) -> tuple[Layer[Any], str]:
         raise ValueError("Keras's go_backwards gives the output in the order of the scan: make it with scan_order=True")
     same = inner.output_activation in (None, inner.activation)
     refused = {
-        "num_layers": inner.num_layers > 1, "proj_size": inner.proj_size > 0, "peepholes": inner.peepholes,
-        "coupled_gates": inner.coupled_gates, "clip": inner.clip is not None, "layer_norm": inner.layer_norm,
+        "proj_size": inner.proj_size > 0, "peepholes": inner.peepholes,
+        "coupled_gates": inner.coupled_gates, "a tuple of hidden sizes": isinstance(inner.hidden_size, tuple), "clip": inner.clip is not None, "layer_norm": inner.layer_norm,
         "zoneout": inner.zoneout not in (0.0, (0.0, 0.0)), "output_activation": not same,
         "an activation for each direction": isinstance(inner.activation, tuple)
         or isinstance(inner.recurrent_activation, tuple),
