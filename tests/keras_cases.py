@@ -1,6 +1,6 @@
 """Writes keras_cases.npz: layers of Keras 3 with their configurations, weights, inputs and outputs, for test_keras.py.
 
-    KERAS_BACKEND=torch python tests/keras_cases.py    # needs keras and torch; the tests need neither
+KERAS_BACKEND=torch python tests/keras_cases.py    # needs keras and torch; the tests need neither
 """
 
 from __future__ import annotations

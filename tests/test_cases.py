@@ -170,7 +170,9 @@ def test_sentences_get_the_reactions_that_the_model_published() -> None:
     kernel = data["w/output/output/kernel"].astype(np.float64)
     scores = np.maximum(h[0] @ kernel + data["w/output/output/bias"], 0.0)
     total = scores.sum(axis=1, keepdims=True)
-    allowed = tolerances("float32", layer.input_size, layer.hidden_size, 1, 1, 1).output * np.abs(kernel).sum(axis=0).max()
+    allowed = (
+        tolerances("float32", layer.input_size, layer.hidden_size, 1, 1, 1).output * np.abs(kernel).sum(axis=0).max()
+    )
     assert_close("reactions", scores / total, data["e2e/reactions"], 2 * allowed / total.min())
     names = load_meta("reactionrnn")["reactions"]
     for text, shares in zip(data["e2e/texts"], scores / total, strict=True):
@@ -204,8 +206,8 @@ def test_words_have_the_distances_that_the_model_gave_them() -> None:
 
 @needs_cases
 def test_recordings_get_the_speech_probabilities_that_the_model_gave_them() -> None:
-    """silero_vad from the LSTM to probabilities. What follows the LSTM, sigmoid(w relu(y) + b), is not in the case: it is
-    recovered from the original framework's own y and probabilities, and applied to ours."""
+    """silero_vad from the LSTM to probabilities. What follows the LSTM, sigmoid(w relu(y) + b), is not in the case: it
+    is recovered from the original framework's own y and probabilities, and applied to ours."""
     data, stages = load("silero_vad")
 
     def features(y: np.ndarray) -> np.ndarray:

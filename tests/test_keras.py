@@ -59,7 +59,9 @@ def test_trained_biases_of_both_kinds_are_added_where_keras_has_one() -> None:
     np.testing.assert_array_equal(bias, layer.bias_ih_l0 + layer.bias_hh_l0)
     x = np.random.default_rng(0).normal(size=(3, 6, 4)).astype(np.float32)
     again = from_weights("LSTM", to_weights(layer))
-    assert_close("y", again(x)[0], layer(x.swapaxes(0, 1))[0].swapaxes(0, 1), tolerances("float32", 4, 5, 1, 1, 1).output)
+    assert_close(
+        "y", again(x)[0], layer(x.swapaxes(0, 1))[0].swapaxes(0, 1), tolerances("float32", 4, 5, 1, 1, 1).output
+    )
 
 
 def test_one_bias_of_a_gru_leaves_the_recurrent_one_0() -> None:
@@ -109,7 +111,14 @@ def test_both_hard_sigmoids_and_no_bare_name() -> None:
 
 
 def test_options_of_keras_are_kept() -> None:
-    config = {"units": 5, "dropout": 0.25, "recurrent_dropout": 0.5, "activation": "tanh", "stateful": True, "time_major": True}
+    config = {
+        "units": 5,
+        "dropout": 0.25,
+        "recurrent_dropout": 0.5,
+        "activation": "tanh",
+        "stateful": True,
+        "time_major": True,
+    }
     layer = from_config(config, drawn((4, 15), (5, 15), (15,)), class_name="GRU", seed=3)
     assert (layer.input_dropout, layer.recurrent_dropout, layer.batch_first) == (0.25, 0.5, False)
     assert not layer.reset_after  # a configuration without the option is older than it
@@ -126,7 +135,11 @@ def test_options_of_keras_are_kept() -> None:
         (("LSTM", drawn((4, 20), (5, 20), (20,))), {"num_layers": 0}, "num_layers=0"),
         (("LSTM", drawn((4, 15), (5, 15), (15,))), {}, r"recurrent kernel must be \[H, 4 \* H\], got \[5, 15\]"),
         (("LSTM", drawn((4, 15), (5, 20), (20,))), {}, r"kernel must be \[I, 20\], got \[4, 15\]"),
-        (("GRU", drawn((4, 15), (5, 15), (15,))), {}, r"bias of a GRU with reset_after=True must be \[2, 15\], got \[15\]"),
+        (
+            ("GRU", drawn((4, 15), (5, 15), (15,))),
+            {},
+            r"bias of a GRU with reset_after=True must be \[2, 15\], got \[15\]",
+        ),
         (("GRU", drawn((4, 15), (5, 15), (2, 15))), {"reset_after": False}, r"must be \[15\], got \[2, 15\]"),
         (("GRU", drawn((4, 15), (5, 15), (2, 15))), {"activation": "gelu"}, "got 'gelu'"),
         (("GRU", drawn((4, 15), (5, 15), (2, 15))), {"keras_version": 4}, "keras_version must be 2 or 3, got 4"),

@@ -117,7 +117,13 @@ def test_outputs_are_in_the_order_of_the_graph() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["rnn_reverse", "gru_linear_before_reset_clip", "lstm_peepholes", "lstm_input_forget_bidirectional", "gru_layout_1"],
+    [
+        "rnn_reverse",
+        "gru_linear_before_reset_clip",
+        "lstm_peepholes",
+        "lstm_input_forget_bidirectional",
+        "gru_layout_1",
+    ],
 )
 def test_from_node_gives_the_layer_that_the_backend_runs(name: str) -> None:
     case = replace(BY_NAME[name], constant=True)
@@ -214,5 +220,3 @@ def test_lengths_are_checked_as_everywhere() -> None:
     case = replace(BY_NAME["rnn_sequence_lens"], lengths=(6, 1, 1), sizes=Sizes())
     with pytest.raises(ValueError, match="lengths must be between 0 and the number of steps 5, got 6 in row 0"):
         Backend.prepare(case.model()).run(case.feeds())
-
-

@@ -535,9 +535,10 @@ def can_stream(class_name: str, bidirectional: bool) -> None:
 # --- files ---
 
 
-def reversible(layer: Any, expected: tuple[type, ...]) -> None:
-    if not isinstance(layer, expected):
-        raise TypeError(f"layer must be an RNN, LSTM or GRU or a Frozen of one, got {_described(layer)}")
+def reversible(value: object, expected: tuple[type, ...]) -> None:
+    if not isinstance(value, expected):
+        raise TypeError(f"layer must be an RNN, LSTM or GRU or a Frozen of one, got {_described(value)}")
+    layer: Any = value
     if layer.num_layers != 1 or layer.bidirectional:
         got = f"num_layers={layer.num_layers}, bidirectional={layer.bidirectional}"
         raise ValueError(f"layer must have one layer and one direction to be read backwards, got {got}")

@@ -29,7 +29,7 @@ __all__ = ["activation", "from_config", "from_weights", "to_config", "to_weights
 
 AnyLayer: TypeAlias = Layer[Any] | Reversed
 
-CLASSES: dict[str, type[Layer[Any]]] = {"SimpleRNN": RNN, "LSTM": LSTM, "GRU": GRU}
+CLASSES: dict[str, Callable[..., Layer[Any]]] = {"SimpleRNN": RNN, "LSTM": LSTM, "GRU": GRU}
 CUDNN = {"CuDNNLSTM": "LSTM", "CuDNNGRU": "GRU"}  # classes of Keras 2 before tensorflow 2
 #: Keras's blocks of columns in the order of our rows, and back: i f c o is ours already, z r h <-> r z n.
 BLOCKS = {"SimpleRNN": (0,), "LSTM": (0, 1, 2, 3), "GRU": (1, 0, 2)}
@@ -222,8 +222,8 @@ def from_config(
         is not there was: GRU's reset_after.
     weights, options: as of `from_weights`. Keras's dropout is input_dropout here.
 
-    return_sequences, return_state, stateful, initializers, regularizers and the like do not change the layer; time_major
-    makes it [T, B, I].
+    return_sequences, return_state, stateful, initializers, regularizers and the like do not change the layer;
+    time_major makes it [T, B, I].
 
     Raises ValueError for an option whose effect a layer here does not have, and as `from_weights`.
     """
@@ -345,14 +345,18 @@ def _convertible(layer: Any) -> tuple[Layer[Any], str]:
         raise TypeError(f"layer must be an RNN, LSTM or GRU, or a Reversed of one, got {type(inner).__name__}")
     if isinstance(layer, Reversed) and not layer.scan_order:
         raise ValueError("Keras's go_backwards gives the output in the order of the scan: make it with scan_order=True")
-    same = inner.output_activation in (None, inner.activation)
+    by_direction = any(isinstance(value, tuple) for value in (inner.activation, inner.recurrent_activation))
     refused = {
-        "proj_size": inner.proj_size > 0, "peepholes": inner.peepholes,
-        "coupled_gates": inner.coupled_gates, "a tuple of hidden sizes": isinstance(inner.hidden_size, tuple), "clip": inner.clip is not None, "layer_norm": inner.layer_norm,
-        "zoneout": inner.zoneout not in (0.0, (0.0, 0.0)), "output_activation": not same,
-        "an activation for each direction": isinstance(inner.activation, tuple)
-        or isinstance(inner.recurrent_activation, tuple),
-    }  # fmt: skip
+        "proj_size": inner.proj_size > 0,
+        "peepholes": inner.peepholes,
+        "coupled_gates": inner.coupled_gates,
+        "clip": inner.clip is not None,
+        "layer_norm": inner.layer_norm,
+        "zoneout": inner.zoneout not in (0.0, (0.0, 0.0)),
+        "output_activation": inner.output_activation not in (None, inner.activation),
+        "a tuple of hidden sizes": isinstance(inner.hidden_size, tuple),
+        "an activation for each direction": by_direction,
+    }
     found = [name for name, there in refused.items() if there]
     if found:
         raise ValueError(f"a layer of Keras has no {', '.join(found)}: {inner!r}")

@@ -142,7 +142,7 @@ class Case:
 
     def model(self) -> onnx.ModelProto:
         given, T, B, D, H = self.onnx_inputs(), self.sizes.T, self.sizes.B, self.directions, self.sizes.H
-        kinds = {name: TYPES[self.dtype] for name in given}
+        kinds = dict.fromkeys(given, TYPES[self.dtype])
         kinds["sequence_lens"] = TensorProto.INT32
         state = (B, D, H) if self.layout else (D, B, H)
         shapes = {"Y": (B, T, D, H) if self.layout else (T, D, B, H), "Y_h": state, "Y_c": state}
@@ -191,7 +191,10 @@ class Case:
         states = [np.stack(parts) for parts in list(zip(*results, strict=True))[1:]]
         turned = {
             "Y": output.transpose(1, 0, 2, 3) if self.layout else output.transpose(0, 2, 1, 3),
-            **{name: part.swapaxes(0, 1) if self.layout else part for name, part in zip(("Y_h", "Y_c"), states, strict=True)},
+            **{
+                name: part.swapaxes(0, 1) if self.layout else part
+                for name, part in zip(("Y_h", "Y_c"), states, strict=True)
+            },
         }
         return {name: turned[name] for name in self.output_names()}
 
@@ -266,7 +269,9 @@ def of_every_operator(operator: str) -> Iterator[Case]:
     yield case("sequence_lens_zero", inputs=lens, lengths=(0, 5, 2))
     yield case("initial_states", inputs=states, opset=7)
     yield case("initial_states_reverse", BACK, inputs=states)
-    yield case("initial_states_sequence_lens_zero_bidirectional", BOTH, inputs=states + " sequence_lens", lengths=(3, 0, 5))
+    yield case(
+        "initial_states_sequence_lens_zero_bidirectional", BOTH, inputs=states + " sequence_lens", lengths=(3, 0, 5)
+    )
     yield case("clip", {"clip": 0.4}, scale=2.0)
     yield case("clip_reverse_sequence_lens", {"clip": 0.4, **BACK}, inputs=lens, scale=2.0)
     yield case("clip_bidirectional_initial_states", {"clip": 0.25, **BOTH}, inputs=states, scale=3.0)
@@ -304,13 +309,16 @@ def of_gru() -> Iterator[Case]:
     after = {"linear_before_reset": 1}
     yield Case("gru_linear_before_reset", "GRU", after, opset=7)
     yield Case("gru_linear_before_reset_no_bias", "GRU", after, inputs="X W R")
-    yield Case("gru_linear_before_reset_bidirectional", "GRU", {**after, **BOTH}, inputs="X W R B sequence_lens initial_h")
+    yield Case(
+        "gru_linear_before_reset_bidirectional", "GRU", {**after, **BOTH}, inputs="X W R B sequence_lens initial_h"
+    )
     yield Case("gru_linear_before_reset_clip", "GRU", {**after, "clip": 0.4}, scale=2.0)
     yield Case("gru_linear_before_reset_float64", "GRU", {**after, **BACK}, dtype="float64", inputs="X W R B initial_h")
     yield Case("gru_hard_sigmoid_defaults", "GRU", {"activations": ["HardSigmoid", "Tanh"]})
     yield Case(
         "gru_activations_alpha_beta", "GRU",
-        {"activations": ["HardSigmoid", "ScaledTanh"], "activation_alpha": [0.25, 0.75], "activation_beta": [0.5, 1.25]},
+        {"activations": ["HardSigmoid", "ScaledTanh"], "activation_alpha": [0.25, 0.75],
+         "activation_beta": [0.5, 1.25]},
     )  # fmt: skip
     yield Case("gru_relu", "GRU", {"activations": ["Sigmoid", "Relu"], **after})
     yield Case(

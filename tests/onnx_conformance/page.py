@@ -93,7 +93,7 @@ RUNTIMES: dict[str, tuple[str, Callable[[Case], Arrays]]] = {
 
 
 def verdict(case: Case, run: Callable[[Case], Arrays]) -> str:
-    """"ok", or what happened instead."""
+    """ "ok", or what happened instead."""
     try:
         got = run(case)
     except Exception as error:
