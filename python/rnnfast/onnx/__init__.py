@@ -12,6 +12,11 @@ here where that text is silent: docs/onnx.md.
 
 from __future__ import annotations
 
+try:
+    import onnx  # noqa: F401
+except ImportError as error:
+    raise ImportError("rnnfast.onnx needs that package: pip install 'rnnfast[onnx]'") from error
+
 from .backend import Backend, BackendRep
 from .node import from_node
 
