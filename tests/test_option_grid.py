@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import rnnfast as rf
@@ -194,9 +194,9 @@ def draw(case: dict[str, Any], attempt: int) -> tuple[Any, list[Any], dict[str, 
     return layer, [x, state() if case["state"] else None, grad_output, state(), lengths], call
 
 
-def check(case: dict[str, Any]) -> None:
+def check(case: dict[str, Any]) -> bool:
     """Within the tolerances, or a few times that where rounding alone moves the reference as far; data on a kink, where
-    it moves by far more, are drawn anew."""
+    it moves by far more, are drawn anew. Returns whether there were others."""
     for attempt in range(200):
         layer, arguments, call = draw(case, attempt)
         with rf.use_isa(case["isa"]), exact_threads(case["threads"]):
@@ -205,8 +205,8 @@ def check(case: dict[str, Any]) -> None:
         moved = sensitivity(layer, arguments, masks, want, **call)
         if moved <= 20:
             compare_results(layer, arguments[0], got, want, slack=max(1.0, moved / 0.4))
-            return
-    raise AssertionError("no data were well posed")
+            return True
+    return False
 
 
 def shown(case: dict[str, Any]) -> str:
@@ -218,7 +218,7 @@ CASES = [case for number in range(5) for case in pairwise(np.random.default_rng(
 
 @pytest.mark.parametrize("case", CASES, ids=shown)
 def test_options_equal_the_reference(case: dict[str, Any]) -> None:
-    check(case)
+    assert check(case), "no data were well posed"
 
 
 @settings(max_examples=60)
@@ -226,5 +226,4 @@ def test_options_equal_the_reference(case: dict[str, Any]) -> None:
 def test_any_options_equal_the_reference(seed: int) -> None:
     """Combinations of more than two options that the pairs do not have."""
     case = completions({}, np.random.default_rng(seed))
-    if case is not None:
-        check(case)
+    assume(case is not None and check(case))
