@@ -204,7 +204,7 @@ def check(case: dict[str, Any]) -> bool:
         want: Results = reference_results(layer, *arguments, masks=masks, **call)
         moved = sensitivity(layer, arguments, masks, want, **call)
         if moved <= 20:
-            compare_results(layer, arguments[0], got, want, slack=max(1.0, moved / 0.4))
+            compare_results(layer, arguments[0], got, want, slack=max(1.0, moved / 0.2))
             return True
     return False
 
