@@ -614,7 +614,7 @@ COMPILED: dict[str, tuple[dict[str, Any], str]] = {
     "y shape": ({"y": array(T, B, H + 1)}, "y has the wrong dtype, shape or memory layout"),
     "hn": ({"hn": READ_ONLY}, "hn is read-only"),
     "h0": ({"h0": array(1, B, H, dtype="f8")}, "h0 has the wrong dtype, shape or memory layout: float64 (1, 3, 7)"),
-    "weights": ({"weights": list(gru.parameters.values())[:3]}, "2 or 4 weight arrays are needed"),
+    "weights": ({"weights": list(gru.parameters.values())[:3]}, "the number of weight arrays does not fit"),
     "packed": ({"weights": rf.GRU(I, H + 1).freeze()._packed}, "the weights were packed for another layer"),
     "lengths": ({"lengths": np.array([1, 2, 5])}, "lengths must be within 0..T"),
     "isa": ({"isa": "mmx"}, "isa 'mmx' is unknown or not supported by this CPU; available: "),

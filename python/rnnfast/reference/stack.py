@@ -123,6 +123,8 @@ def forward(
     """
     if cell not in ("rnn", "lstm", "gru"):
         raise ValueError(f"cell: expected one of rnn, lstm, gru, got {cell!r}")
+    if nonlinearity not in (None, "tanh", "relu"):
+        raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
     kind = CELLS[cell if reset_after or cell != "gru" else "gru reset before"]
     y = np.array(x, dtype=np.float64)
     if y.ndim != 3:
