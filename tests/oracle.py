@@ -222,16 +222,16 @@ def bounded(layer: Any) -> bool:
     return all(name in ("tanh", "sigmoid", "hard_sigmoid", "softsign", "relu") for name in names)
 
 
-def compare_results(layer: Any, x: Any, got: Results, want: Results) -> dict[str, float]:
+def compare_results(layer: Any, x: Any, got: Results, want: Results, slack: float = 1.0) -> dict[str, float]:
     """Asserts that both have the same names, the layer's dtype, and values within the tolerances; returns every error
-    as a fraction of its tolerance."""
+    as a fraction of its tolerance. ``slack`` multiplies the tolerances."""
     if isinstance(getattr(layer, "hidden_size", None), tuple):  # the reference stacks layers that happen to be alike
         for values in (*want, *got):
             values.update({name: np.ravel(value) for name, value in values.items() if "state" in name})
     assert_same_names(x.dtype, got.outputs, want.outputs)
     assert_same_names(x.dtype, got.gradients, want.gradients)
     axes = Axes(unbatched=np.ndim(x) == 2, batch_first=layer.batch_first)
-    allowed = layer_tolerances(layer, x.dtype, axes.sequence(x).shape)
+    allowed = Tolerances(*(slack * part for part in layer_tolerances(layer, x.dtype, axes.sequence(x).shape)))
     fractions = {
         name: assert_close_output(name, value, want.outputs[name], allowed.output, unbounded=unbounded(layer, name))
         for name, value in got.outputs.items()

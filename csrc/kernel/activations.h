@@ -34,10 +34,10 @@ template <class T> struct Curve {
         beta(splat(static_cast<T>(a.beta))) {}
 
   vec<T> value(vec<T> x) const;
-  vec<T> slope(vec<T> x) const;  // the derivative at x; at a corner, that of the flat side
+  vec<T> slope(vec<T> x) const;  // the derivative at x; at a corner, that from below
 };
 
-template <class T> __attribute__((noinline)) vec<T> Curve<T>::value(vec<T> x) const {
+template <class T> RNNFAST_NOINLINE vec<T> Curve<T>::value(vec<T> x) const {
   const vec<T> zero{}, one = splat(T(1));
   switch (function) {
     case Function::sigmoid:
@@ -65,7 +65,7 @@ template <class T> __attribute__((noinline)) vec<T> Curve<T>::value(vec<T> x) co
   }
 }
 
-template <class T> __attribute__((noinline)) vec<T> Curve<T>::slope(vec<T> x) const {
+template <class T> RNNFAST_NOINLINE vec<T> Curve<T>::slope(vec<T> x) const {
   const vec<T> zero{}, one = splat(T(1));
   switch (function) {
     case Function::sigmoid:
@@ -75,7 +75,7 @@ template <class T> __attribute__((noinline)) vec<T> Curve<T>::slope(vec<T> x) co
     case Function::affine:
       return alpha;
     case Function::leaky_relu:
-      return x < zero ? alpha : one;
+      return x <= zero ? alpha : one;
     case Function::thresholded_relu:
       return x > alpha ? one : zero;
     case Function::scaled_tanh:
@@ -85,7 +85,7 @@ template <class T> __attribute__((noinline)) vec<T> Curve<T>::slope(vec<T> x) co
       return (y > zero) & (y < one) ? alpha : zero;
     }
     case Function::elu:
-      return x < zero ? alpha * exp(x) : one;
+      return x <= zero ? alpha * exp(x) : one;
     case Function::softsign: {
       const vec<T> d = one + (x < zero ? -x : x);
       return one / (d * d);

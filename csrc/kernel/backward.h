@@ -59,7 +59,7 @@ template <class C, class T> struct BackwardScratch {
   T *x = nullptr, *h_prev = nullptr;   // [tile of inputs][row of the block][height of the tile]
   T *reset_h = nullptr, *m = nullptr;  // the same for the operands r * h of U_n, and o * tanh(c) of W_hr
   T *ln_ih = nullptr, *ln_hh = nullptr, *ln_c = nullptr;  // as in Packed
-  T *d_sum_x = nullptr, *d_sum_h = nullptr;  // as da: by W x and by U h
+  T *d_sum_x = nullptr, *d_sum_h = nullptr;               // as da: by W x and by U h
   T* d_normalized_c = nullptr;                            // [panel][B][lane]
   T* d_ln_row = nullptr;  // [panel][row of the block][2 gates + 2][lane]: rows' shares of
   T* d_ln = nullptr;      // [panel][2 gates + 2][lane], the gradients of ln_ih, ln_hh, ln_c
@@ -73,6 +73,8 @@ template <class C, class T> struct BackwardScratch {
   Packed<C, T> weights;    // to compute a segment again
   T* saved = nullptr;      // of a segment
   const T **x_rows = nullptr, **h_rows = nullptr;
+  static constexpr int64_t chunk = 48;  // rows at a time
+  T* chunk_sums = nullptr;              // [2: over x, over h][panel][row of the chunk][gate][lane]
 
   BackwardScratch() = default;
   BackwardScratch(Arena& arena, const Forward& pass, int64_t block_rows, bool rebuilds, int64_t threads) {
@@ -96,6 +98,7 @@ template <class C, class T> struct BackwardScratch {
     packed = arena.take<char>(packed_bytes(spec));
     const int64_t segment_rows = segment_steps(pass) * batch;
     saved = arena.take<T>(n.panels * segment_rows * saved_values<C>(spec, is_general(spec)) * width);
+    chunk_sums = arena.take<T>(2 * n.panels * chunk * C::gates * width);
     x_rows = arena.take<const T*>(segment_rows);
     h_rows = arena.take<const T*>(segment_rows);
   }
@@ -108,7 +111,7 @@ template <class C, class T> struct BackwardScratch {
   void take_options(Arena& arena, const Forward& pass, const Sizes& n, int64_t block_rows, int64_t threads) {
     const Spec& spec = pass.spec;
     const int64_t batch = pass.batch, outputs = n.output_panels * width, units = n.panels * width;
-    const bool splits = resets_before(spec), restarts = pass.reset && pass.reset_to_initial;
+    const bool splits = C::gates == 3 && resets_before(spec), restarts = pass.reset && pass.reset_to_initial;
     d_h0 = arena.take<T>(restarts ? batch * outputs : 0);
     d_c0 = arena.take<T>(restarts && C::has_c ? batch * units : 0);
     d_operand = arena.take<T>(splits || pass.recurrent_masks ? batch * outputs : 0);
@@ -118,12 +121,12 @@ template <class C, class T> struct BackwardScratch {
       reset_h = take_operand<full_rows<1>>(arena, n.units, block_rows);
       h_prev = take_operand<full_rows<2>>(arena, n.units, block_rows);
     }
-    if (spec.peepholes) {
+    if (C::has_c && spec.peepholes) {
       peepholes = arena.take<T>(3 * units);
       d_peephole = arena.take<T>(3 * units);
       d_peephole_row = arena.take<T>(block_rows * 3 * units);
     }
-    if (spec.layer_norm) {
+    if (C::gates > 1 && spec.layer_norm) {
       d_sum_x = arena.take<T>(block_rows * C::columns * units);
       d_sum_h = arena.take<T>(block_rows * C::columns * units);
       ln_ih = arena.take<T>(C::gates * units);
@@ -133,7 +136,7 @@ template <class C, class T> struct BackwardScratch {
       d_ln_row = arena.take<T>(block_rows * ln_columns * units);
       d_ln = arena.take<T>(ln_columns * units);
     }
-    if (spec.proj_size) {
+    if (C::has_c && spec.proj_size) {
       hr = arena.take<T>(units * n.outputs);
       d_hr = arena.take<T>(outputs * n.units);
       d_unprojected = arena.take<T>(batch * units);
@@ -262,7 +265,7 @@ template <class C, class T> class BackwardPass {
     layer.h0 = state_of<T>(pass_.h0, pass_, l, d, outputs_of);
     layer.c0 = state_of<T>(pass_.c0, pass_, l, d, units_of);
     layer.saved = tape_.saved(l, d);
-    layer.moments = spec_.layer_norm ? tape_.moments(l, d) : nullptr;
+    layer.moments = normalizes() ? tape_.moments(l, d) : nullptr;
     layer.numbers = {0, schedule_.total()};
     layer.c_start = nullptr;
     layer.d_y = layer.top ? rows_of<T>(call_.grad_y) : read_only(d_input(l + 1));
@@ -276,7 +279,7 @@ template <class C, class T> class BackwardPass {
     layer.gradients = call_.grad_weights ? call_.grad_weights + number : nullptr;
     layer.per_step = call_.per_step ? static_cast<T*>(call_.per_step[number]) : nullptr;
     layer.options = Options<T>(pass_, l, d, general_, saved_values<C>(spec_, general_));
-    layer.plain = !layer.options.general && !spec_.proj_size && !(pass_.carry && layer.top) && !(call_.grad_clip > 0);
+    layer.plain = !layer.options.general && !projects() && !(pass_.carry && layer.top) && !(call_.grad_clip > 0);
     return layer;
   }
 
@@ -323,6 +326,12 @@ template <class C, class T> class BackwardPass {
 
   // --- recomputation: the gates of a segment, from x and the known h, as one product ---
 
+  // Options of some of the cells; the others need no code for them.
+  bool projects() const { return C::has_c && spec_.proj_size > 0; }
+  bool has_peepholes() const { return C::has_c && spec_.peepholes; }
+  bool normalizes() const { return C::gates > 1 && spec_.layer_norm; }
+  bool splits() const { return C::gates == 3 && resets_before(spec_); }
+
   bool rebuilds() const { return pass_.segments > 0 && saved_values<C>(spec_, general_) > 0; }
 
   void rebuild(Layer& layer, const T* c_start, const Scratch& scratch, const Team& team, int64_t last) const {
@@ -334,9 +343,29 @@ template <class C, class T> class BackwardPass {
     if (team.rank == 0) list_rows(layer, scratch, steps);
     team.wait();
     const Range own = share(layer.n.panels, team.rank, team.size);
-    run_tiles<C::gates>(GateTiles{layer, scratch}, layer.numbers.size(), own.first, own.last);
+    for (int64_t row = 0; row < layer.numbers.size(); row += Scratch::chunk)
+      rebuild_columns(layer, scratch, own, {row, min(row + Scratch::chunk, layer.numbers.size())});
     for (int64_t p = own.first; p < own.last; ++p)
       for (int64_t s = first; s < last; ++s) rebuild_step(layer, scratch, p, layer.reverse ? pass_.steps - 1 - s : s);
+  }
+
+  // Leaves the columns of some rows where the saved values will be.
+  void rebuild_columns(const Layer& layer, const Scratch& s, Range panels, Range rows) const {
+    const int64_t stride = Scratch::chunk * C::gates * width, half = layer.n.panels * stride;
+    const Packed<C, T>& weights = s.weights;
+    const Products<C::gates, T> of_x{s.x_rows + rows.first, weights.w, layer.n.inputs, s.chunk_sums, stride};
+    const Products<C::gates, T> of_h{s.h_rows + rows.first, weights.u, layer.n.outputs, s.chunk_sums + half, stride};
+    run_tiles<C::gates>(of_x, rows.size(), panels.first, panels.last);
+    run_tiles<C::gates>(of_h, rows.size(), panels.first, panels.last);
+    for (int64_t p = panels.first; p < panels.last; ++p)
+      for (int64_t row = 0; row < rows.size(); ++row) {
+        const T* x = s.chunk_sums + p * stride + row * C::gates * width;
+        V h[C::gates], a[C::columns];
+        RNNFAST_UNROLL_FOR (int g = 0; g < C::gates; ++g) h[g] = load(x + half + g * width);
+        weights.join(x, h, p, a);
+        T* out = s.saved + (p * layer.numbers.size() + rows.first + row) * layer.options.saved * width;
+        RNNFAST_UNROLL_FOR (int g = 0; g < C::columns; ++g) store<T>(out + g * width, a[g]);
+      }
   }
 
   void list_rows(const Layer& layer, const Scratch& scratch, Range steps) const {
@@ -350,34 +379,6 @@ template <class C, class T> class BackwardPass {
     }
   }
 
-  // Leaves the columns where the saved values will be.
-  struct GateTiles {
-    const Layer& layer;
-    const Scratch& scratch;
-
-    template <int R, int P> void tile(int64_t panel, int64_t row) const {
-      const Packed<C, T>& weights = scratch.weights;
-      V acc[R][P * C::gates], h_part[R][P * C::gates];
-      const T *x[R], *h[R];
-      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) x[r] = scratch.x_rows[row + r], h[r] = scratch.h_rows[row + r];
-      alignas(64) T sums[P][R * C::gates * width];
-      T* x_part[P];
-      RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) x_part[p] = sums[p];
-      multiply<C::gates, R, P, T>(acc, x, weights.w, layer.n.inputs, panel);
-      store_sums<C::gates, R, P, T>(acc, x_part);
-      multiply<C::gates, R, P, T>(acc, h, weights.u, layer.n.outputs, panel);
-      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
-        RNNFAST_UNROLL_FOR (int j = 0; j < P * C::gates; ++j) h_part[r][j] = acc[r][j];
-      for (int r = 0; r < R; ++r)
-        for (int p = 0; p < P; ++p) {
-          V a[C::columns];
-          weights.join(sums[p] + r * C::gates * width, h_part[r] + p * C::gates, panel + p, a);
-          T* out = scratch.saved + ((panel + p) * layer.numbers.size() + row + r) * layer.options.saved * width;
-          for (int g = 0; g < C::columns; ++g) store<T>(out + g * width, a[g]);
-        }
-    }
-  };
-
   void rebuild_step(const Layer& layer, const Scratch& scratch, int64_t p, int64_t t) const {
     const StepRows rows = schedule_.rows(t);
     for (int64_t r = 0; r < rows.count; ++r) {
@@ -387,7 +388,7 @@ template <class C, class T> class BackwardPass {
       V a[C::columns], saved[C::saved_general], gates[C::gates];
       RNNFAST_UNROLL_FOR (int g = 0; g < C::columns; ++g) a[g] = load(out + g * width);
       State<T> prev{};
-      if (!spec_.proj_size) prev.h = load_part(h_before(layer, scratch, t, b, number) + unit, valid);
+      if (!projects()) prev.h = load_part(h_before(layer, scratch, t, b, number) + unit, valid);
       if (C::has_c) prev.c = c_before(layer, p, b, number, valid);
       run_cell<C>(layer.options, scratch.peepholes, p, a, prev, layer.relu, saved, gates,
                   {(t * pass_.batch + b) * layer.n.units + unit, valid});
@@ -406,7 +407,7 @@ template <class C, class T> class BackwardPass {
     const Range own = share(n.panels, team.rank, team.size), outputs = share(n.output_panels, team.rank, team.size);
     if (rebuilds()) s.weights.fill(*layer.weights, team.rank, team.size);
     const T* weight_hh = typed(layer.weights->weight_hh);
-    if (resets_before(spec_)) {
+    if (splits()) {
       pack_by_input(weight_hh, 2, n.units, n.outputs, s.u, outputs.first, outputs.last);
       pack_by_input(weight_hh + 2 * n.units * n.outputs, 1, n.units, n.outputs, u_n(layer, s.u), outputs.first,
                     outputs.last);
@@ -420,15 +421,15 @@ template <class C, class T> class BackwardPass {
     clear(s.d_w, own, n.inputs * C::gates * width);
     clear(s.d_u, own, n.outputs * C::gates * width);
     clear(s.d_bias, own, C::columns * width);
-    if (spec_.proj_size) {
+    if (projects()) {
       pack_by_input(typed(layer.weights->weight_hr), 1, n.outputs, n.units, s.hr, own.first, own.last);
       clear(s.d_hr, outputs, n.units * width);
     }
-    if (spec_.peepholes) {
+    if (has_peepholes()) {
       pack_by_unit(typed(layer.weights->weight_ch), 3, n.units, 1, s.peepholes, own.first, own.last);
       clear(s.d_peephole, own, 3 * width);
     }
-    if (spec_.layer_norm) {
+    if (normalizes()) {
       pack_norms(layer, s, own);
       clear(s.d_ln, own, Scratch::ln_columns * width);
     }
@@ -496,7 +497,7 @@ template <class C, class T> class BackwardPass {
     const Range own = share(n.panels, team.rank, team.size), outputs = share(n.output_panels, team.rank, team.size);
     const WeightGradients& g = *layer.gradients;
     unpack_by_unit(s.d_w, C::gates, n.units, n.inputs, typed(g.weight_ih), own.first, own.last);
-    if (resets_before(spec_)) {
+    if (splits()) {
       unpack_by_unit(s.d_u, 2, n.units, n.outputs, typed(g.weight_hh), own.first, own.last);
       unpack_by_unit(u_n(layer, s.d_u), 1, n.units, n.outputs, typed(g.weight_hh) + 2 * n.units * n.outputs, own.first,
                      own.last);
@@ -507,7 +508,7 @@ template <class C, class T> class BackwardPass {
     if (g.bias_hh) unpack_columns<typename C::h_columns, C::columns>(s.d_bias, n.units, typed(g.bias_hh), own);
     if (g.weight_hr) unpack_by_unit(s.d_hr, 1, n.outputs, n.units, typed(g.weight_hr), outputs.first, outputs.last);
     if (g.weight_ch) unpack_columns<InOrder<3>, 3>(s.d_peephole, n.units, typed(g.weight_ch), own);
-    if (!spec_.layer_norm) return;
+    if (!normalizes()) return;
     constexpr int gates = C::gates, columns = Scratch::ln_columns;
     unpack_columns<InOrder<gates>, columns>(s.d_ln, n.units, typed(g.weight_ln_ih), own);
     unpack_columns<InOrder<gates>, columns>(s.d_ln + gates * width, n.units, typed(g.weight_ln_hh), own);
@@ -532,8 +533,8 @@ template <class C, class T> class BackwardPass {
     const int64_t base = done + rows.first - all.first;  // this part's first row in the block
     if (team.rank == 0)
       for (int64_t r = 0; r < all.count; ++r) scratch.rows[done + r] = {t, all.batch(r), all.first + r};
-    if (C::has_c && spec_.proj_size) unproject(layer, scratch, part, rows, t, base, out_rows);
-    if (C::gates > 1 && spec_.layer_norm) {
+    if (projects()) unproject(layer, scratch, part, rows, t, base, out_rows);
+    if (normalizes()) {
       cells_normalized(layer, scratch, part, rows, t, base);
     } else {
       for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
@@ -545,19 +546,19 @@ template <class C, class T> class BackwardPass {
     }
     part.wait();
     if (s > 0 || layer.d_h0) {
-      if (resets_before(spec_) || layer.options.recurrent_mask)
+      if (splits() || layer.options.recurrent_mask)
         operand_product(layer, scratch, part, rows, t, base, out_rows);
       else
-        hidden_product<typename C::h_columns>(layer, scratch.d_h, scratch.u, d_products(spec_, scratch, true), part,
-                                              rows, base, out_rows, true);
+        hidden_product<typename C::h_columns>(layer, scratch.d_h, scratch.u, d_products(scratch, true), part, rows,
+                                              base, out_rows, true);
     }
     if (schedule_.restarts(t, layer.reverse)) cut(layer, scratch, part, rows);
     return all.count;
   }
 
   // The gradients by the products over x and over h: da, but for layer normalization.
-  static const T* d_products(const Spec& spec, const Scratch& s, bool of_h) {
-    return spec.layer_norm ? (of_h ? s.d_sum_h : s.d_sum_x) : s.da;
+  const T* d_products(const Scratch& s, bool of_h) const {
+    return normalizes() ? (of_h ? s.d_sum_h : s.d_sum_x) : s.da;
   }
 
   // out[B][panel][lane] = the rows of da, of which the columns of Map are taken, times U; added to it where `add`.
@@ -565,8 +566,8 @@ template <class C, class T> class BackwardPass {
   void hidden_product(const Layer& layer, T* out, const T* u, const T* da, const Part& part, const StepRows& rows,
                       int64_t base, T** out_rows, bool add) const {
     for (int64_t r = 0; r < rows.count; ++r) out_rows[r] = d_h_at(layer, out, rows.batch(r));
-    const UnitSums<Map, T> sums{da + base * da_row, u, block_rows_ * da_row, da_row, layer.n.units, out_rows,
-                                layer.n.output_panels * width, add};
+    const UnitSums<Map, T> sums{da + base * da_row, u,        block_rows_ * da_row,          da_row,
+                                layer.n.units,      out_rows, layer.n.output_panels * width, add};
     run_tiles<1>(sums, rows.count, part.outputs.first, part.outputs.last);
   }
 
@@ -575,8 +576,9 @@ template <class C, class T> class BackwardPass {
                        int64_t base, T** out_rows) const {
     bool add = false;
     if constexpr (C::gates == 3) {
-      if (resets_before(spec_)) {
-        hidden_product<Columns<0>>(layer, s.d_reset, u_n(layer, s.u), s.da + 3 * width, part, rows, base, out_rows, false);
+      if (splits()) {
+        hidden_product<Columns<0>>(layer, s.d_reset, u_n(layer, s.u), s.da + 3 * width, part, rows, base, out_rows,
+                                   false);
         for (int64_t p = part.panels.first; p < part.panels.last; ++p)
           for (int64_t r = 0; r < rows.count; ++r) apply_reset(layer, s, rows, t, r, p, base + r);
         part.wait();
@@ -585,8 +587,8 @@ template <class C, class T> class BackwardPass {
       }
     }
     if (!add)
-      hidden_product<typename C::h_columns>(layer, s.d_operand, s.u, d_products(spec_, s, true), part, rows, base,
-                                            out_rows, false);
+      hidden_product<typename C::h_columns>(layer, s.d_operand, s.u, d_products(s, true), part, rows, base, out_rows,
+                                            false);
     const T* mask = layer.options.recurrent_mask;
     for (int64_t p = part.outputs.first; p < part.outputs.last; ++p)
       for (int64_t r = 0; r < rows.count; ++r) {
@@ -641,7 +643,8 @@ template <class C, class T> class BackwardPass {
       }
     part.wait();
     for (int64_t r = 0; r < rows.count; ++r) out_rows[r] = unprojected_at(layer, s, rows.batch(r));
-    const UnitSums<Columns<0>, T> sums{s.d_output + base * width, s.hr, block_rows_ * width, width, layer.n.outputs, out_rows, layer.n.panels * width, false};
+    const UnitSums<Columns<0>, T> sums{s.d_output + base * width, s.hr,     block_rows_ * width,    width,
+                                       layer.n.outputs,           out_rows, layer.n.panels * width, false};
     run_tiles<1>(sums, rows.count, part.panels.first, part.panels.last);
   }
 
@@ -650,9 +653,7 @@ template <class C, class T> class BackwardPass {
   static T* unprojected_at(const Layer& layer, const Scratch& s, int64_t b) {
     return s.d_unprojected + b * layer.n.panels * width;
   }
-  T* da_at(const Scratch& s, int64_t p, int64_t row) const {
-    return s.da + (p * block_rows_ + row) * da_row;
-  }
+  T* da_at(const Scratch& s, int64_t p, int64_t row) const { return s.da + (p * block_rows_ + row) * da_row; }
 
   // The hidden state that a row started from.
   const T* h_before(const Layer& layer, const Scratch& s, int64_t t, int64_t b, int64_t number) const {
@@ -718,12 +719,11 @@ template <class C, class T> class BackwardPass {
     return d_h;
   }
 
-  __attribute__((noinline)) void apply_cell_with_options(const Layer& layer, const Scratch& scratch,
-                                                         const StepRows& rows, int64_t t, int64_t r, int64_t p,
-                                                         int64_t block_row) const {
+  RNNFAST_NOINLINE void apply_cell_with_options(const Layer& layer, const Scratch& scratch, const StepRows& rows,
+                                                int64_t t, int64_t r, int64_t p, int64_t block_row) const {
     const int64_t b = rows.batch(r), number = rows.first + r, unit = p * width;
     const int64_t valid = min(width, layer.n.units - unit), at = (p * pass_.batch + b) * width;
-    const bool projects = spec_.proj_size > 0;
+    const bool projects = this->projects();
     T* d_h = projects ? nullptr : d_h_at(layer, scratch.d_h, b) + unit;
     State<T> d{
         projects ? load(unprojected_at(layer, scratch, b) + unit) : total_d_h(layer, load(d_h), t, b, unit, valid),
@@ -740,7 +740,7 @@ template <class C, class T> class BackwardPass {
     for (int g = 0; g < C::columns; ++g) store<T>(out + g * width, da[g]);
     if (!projects) store<T>(d_h, direct.h);
     if (C::has_c) store<T>(scratch.d_c + at, direct.c);
-    for (int g = 0; spec_.peepholes && g < 3; ++g)
+    for (int g = 0; has_peepholes() && g < 3; ++g)
       store<T>(scratch.d_peephole_row + ((p * block_rows_ + block_row) * 3 + g) * width, d_peepholes[g]);
   }
 
@@ -863,9 +863,9 @@ template <class C, class T> class BackwardPass {
   void input_products(const Layer& layer, const Scratch& scratch, Range rows, T** out_rows) const {
     for (int64_t k = rows.first; k < rows.last; ++k)
       out_rows[k - rows.first] = layer.d_x.at(scratch.rows[k].t, scratch.rows[k].b);
-    const T* da = d_products(spec_, scratch, false) + rows.first * da_row;
-    const UnitSums<typename C::x_columns, T> sums{da, scratch.w, block_rows_ * da_row, da_row, layer.n.units, out_rows,
-                                                  layer.n.inputs, false};
+    const T* da = d_products(scratch, false) + rows.first * da_row;
+    const UnitSums<typename C::x_columns, T> sums{
+        da, scratch.w, block_rows_ * da_row, da_row, layer.n.units, out_rows, layer.n.inputs, false};
     run_tiles<1>(sums, rows.size(), 0, panels_of<T>(layer.n.inputs));
   }
 
@@ -881,13 +881,13 @@ template <class C, class T> class BackwardPass {
         for (int64_t j = 0; j < layer.n.outputs; ++j) scratch.line[j] = h[j] * mask[j];
         h = scratch.line;
       }
-      if (resets_before(spec_)) {
+      if (splits()) {
         pack_row<full_rows<2>>(h, layer.n.outputs, scratch.h_prev, k);
         pack_row<full_rows<1>>(reset_line(layer, scratch, row, h), layer.n.units, scratch.reset_h, k);
       } else {
         pack_row<full_rows<C::gates>>(h, layer.n.outputs, scratch.h_prev, k);
       }
-      if (spec_.proj_size) pack_row<full_rows<1>>(unprojected_line(layer, scratch, row), layer.n.units, scratch.m, k);
+      if (projects()) pack_row<full_rows<1>>(unprojected_line(layer, scratch, row), layer.n.units, scratch.m, k);
     }
   }
 
@@ -925,25 +925,24 @@ template <class C, class T> class BackwardPass {
 
   void weight_products(const Scratch& s, const Layer& layer, const Team& team, int64_t count) const {
     const Sizes& n = layer.n;
-    const T *d_x = d_products(spec_, s, false), *d_h = d_products(spec_, s, true);
+    const T *d_x = d_products(s, false), *d_h = d_products(s, true);
     weight_product<typename C::x_columns, C::columns>(s.x, d_x, n.inputs, n.panels, s.d_w, team, count);
-    if (!resets_before(spec_))
+    if (!splits())
       weight_product<typename C::h_columns, C::columns>(s.h_prev, d_h, n.outputs, n.panels, s.d_u, team, count);
     if constexpr (C::gates == 3) {
-      if (resets_before(spec_)) {
+      if (splits()) {
         T* d_u_n = u_n(layer, s.d_u);
         weight_product<Columns<0, 1>, C::columns>(s.h_prev, s.da, n.outputs, n.panels, s.d_u, team, count);
         weight_product<Columns<0>, C::columns>(s.reset_h, s.da + 3 * width, n.units, n.panels, d_u_n, team, count);
       }
     }
     if constexpr (C::has_c) {
-      if (spec_.proj_size)
-        weight_product<Columns<0>, 1>(s.m, s.d_output, n.units, n.output_panels, s.d_hr, team, count);
+      if (projects()) weight_product<Columns<0>, 1>(s.m, s.d_output, n.units, n.output_panels, s.d_hr, team, count);
     }
     const Range own = share(n.panels, team.rank, team.size);
     add_columns<C::columns>(s.da, s.d_bias, own, count);
-    if (spec_.peepholes) add_columns<3>(s.d_peephole_row, s.d_peephole, own, count);
-    if (spec_.layer_norm) add_columns<Scratch::ln_columns>(s.d_ln_row, s.d_ln, own, count);
+    if (has_peepholes()) add_columns<3>(s.d_peephole_row, s.d_peephole, own, count);
+    if (normalizes()) add_columns<Scratch::ln_columns>(s.d_ln_row, s.d_ln, own, count);
   }
 
   // sums[panel][column][lane] += the block's rows of [panel][row][column][lane].

@@ -33,7 +33,7 @@ template <class T> struct Unit {
   bool reset_after;    // GRU
   const T* peepholes;  // LSTM: [3][lane], or null
 
-  Unit(const Spec& spec, int direction, const T* peephole_weights)
+  RNNFAST_NOINLINE Unit(const Spec& spec, int direction, const T* peephole_weights)
       : gate(spec.activations[direction].gate, spec.cell == Cell::rnn ? Function::tanh : Function::sigmoid),
         candidate(spec.activations[direction].candidate, Function::tanh),
         output(spec.activations[direction].output, Function::tanh),

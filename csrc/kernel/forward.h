@@ -45,7 +45,7 @@ template <class C, class T> class ForwardPass {
     const int64_t products = C::gates * most.units * (spec_.input_size + most.outputs) * batch * directions;
     threads_ = useful_threads(pass.threads, products, pass.steps * spec_.num_layers);
     block_ = forward_block(extent_of(most), threads_);
-    has_x_part_ = block_ > 1 || resets_before(spec_) || spec_.layer_norm;
+    has_x_part_ = block_ > 1 || splits() || normalizes();
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
     h_ = arena_.template take<T>(directions * 2 * batch * most.outputs);
     c_ = arena_.template take<T>(C::has_c ? directions * most.panels * batch * width : 0);
@@ -53,7 +53,7 @@ template <class C, class T> class ForwardPass {
       x_part_size_ = block_ * batch * most.panels * C::gates * width;
       x_part_ = arena_.template take<T>(directions * x_part_size_);
     }
-    const bool products_in_memory = spec_.proj_size || spec_.layer_norm || resets_before(spec_);
+    const bool products_in_memory = projects() || normalizes() || splits();
     if (has_x_part_ || products_in_memory) row_pointers_ = arena_.template take<const T*>(threads_ * block_ * batch);
     if (has_recurrent_masks()) operand_ = arena_.template take<T>(directions * 2 * batch * most.outputs);
     if (products_in_memory) take_products(most);
@@ -64,9 +64,9 @@ template <class C, class T> class ForwardPass {
   void take_products(const Sizes& most) {
     const int64_t rows = spec_.num_directions * pass_.batch, panels = max(most.panels, most.output_panels);
     sums_ = arena_.template take<T>(rows * panels * C::gates * width);
-    if (spec_.proj_size) unprojected_ = arena_.template take<T>(rows * most.units);
-    if (spec_.layer_norm && C::has_c) output_gates_ = arena_.template take<T>(rows * most.panels * width);
-    if (!resets_before(spec_)) return;
+    if (projects()) unprojected_ = arena_.template take<T>(rows * most.units);
+    if (normalizes() && C::has_c) output_gates_ = arena_.template take<T>(rows * most.panels * width);
+    if (!splits()) return;
     reset_h_ = arena_.template take<T>(rows * most.units);
     columns_ = arena_.template take<T>(rows * most.panels * C::columns * width);
   }
@@ -116,6 +116,11 @@ template <class C, class T> class ForwardPass {
       for (T*& between : between_) between = arena_.template take<T>(rows * output);
     if (masked) masked_ = arena_.template take<T>(rows * masked);
   }
+
+  // Options of some of the cells; the others need no code for them.
+  bool projects() const { return C::has_c && spec_.proj_size > 0; }
+  bool normalizes() const { return C::gates > 1 && spec_.layer_norm; }
+  bool splits() const { return C::gates == 3 && resets_before(spec_); }
 
   bool has_recurrent_masks() const { return pass_.tape && pass_.recurrent_masks; }
   Extent extent_of(const Sizes& n) const {
@@ -175,7 +180,7 @@ template <class C, class T> class ForwardPass {
     layer.c = C::has_c ? c_ + d * layer.n.panels * pass_.batch * width : nullptr;
     layer.x_part = has_x_part_ ? x_part_ + d * x_part_size_ : nullptr;
     layer.saved = pass_.tape && !pass_.segments ? tape_.saved(l, d) : nullptr;
-    layer.moments = layer.saved && spec_.layer_norm ? tape_.moments(l, d) : nullptr;
+    layer.moments = layer.saved && normalizes() ? tape_.moments(l, d) : nullptr;
     layer.options = Options<T>(pass_, l, d, general_, saved_values<C>(spec_, general_));
     layer.layer = l, layer.direction = d;
     return layer;
@@ -192,7 +197,7 @@ template <class C, class T> class ForwardPass {
       if (interrupt_.stops(*part.meeting, part.leader, id == 0, place)) break;
       const Range block{s, min(s + block_, steps())};
       if (has_x_part_) input_product(layer, part, block, row_pointers);
-      if (spec_.layer_norm) part.wait();
+      if (normalizes()) part.wait();
       int64_t done = 0;  // rows of the block
       for (int64_t j = block.first; j < block.last; ++j) {
         if (keeps_boundaries() && j % segment_steps(pass_) == 0) keep_boundary(layer, part, j / segment_steps(pass_));
@@ -293,9 +298,9 @@ template <class C, class T> class ForwardPass {
       for (int64_t r = 0; r < rows.count; ++r) x_rows[count++] = layer.x.at(t, rows.batch(r));
     }
     const int64_t panel_stride = part.rows.size() * block_ * C::gates * width;
-    run_tiles<C::gates>(Products<C::gates, T>{x_rows, layer.weights.w, layer.n.inputs, x_part_at(layer, part, 0, 0),
-                                              panel_stride},
-                        count, part.panels.first, part.panels.last);
+    run_tiles<C::gates>(
+        Products<C::gates, T>{x_rows, layer.weights.w, layer.n.inputs, x_part_at(layer, part, 0, 0), panel_stride},
+        count, part.panels.first, part.panels.last);
   }
 
   // --- one step ---
@@ -312,13 +317,13 @@ template <class C, class T> class ForwardPass {
       part.wait();
     }
     const Step all{*this, layer, part, rows, t, done, row_pointers};
-    if (C::gates > 1 && spec_.layer_norm) {
+    if (normalizes()) {
       step_normalized(all);
-    } else if (C::gates == 3 && layer.weights.split) {
+    } else if (splits()) {
       step_reset_before(all);
     } else {
       run_tiles<C::gates>(StepTiles{all}, rows.count, part.panels.first, part.panels.last);
-      if (C::has_c && layer.weights.hr) project(all);
+      if (projects()) project(all);
     }
     return rows.count;
   }
@@ -361,48 +366,65 @@ template <class C, class T> class ForwardPass {
         store_sums<C::gates, R, P, T>(acc, x_part);
       }
       multiply<C::gates, R, P, T>(acc, h, layer.weights.u, layer.n.outputs, panel);
-      V h_part[R][P * C::gates];  // in memory, so that the loops below need not be unrolled
+      V h_part[R][P * C::gates];
       RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
         RNNFAST_UNROLL_FOR (int j = 0; j < P * C::gates; ++j) h_part[r][j] = acc[r][j];
-      if (layer.options.any) {  // a loop of its own: the call in it would empty the registers of the other
-        for (int r = 0; r < R; ++r)
-          for (int p = 0; p < P; ++p)
-            pass.join_and_apply(layer, this->rows, this->t, row + r, panel + p, x_part[p] + r * C::gates * width,
-                                h_part[r] + p * C::gates, h[r] - layer.operand, after[r]);
-        return;
-      }
-      for (int r = 0; r < R; ++r)
-        for (int p = 0; p < P; ++p) {
-          V a[C::columns];
-          layer.weights.join(x_part[p] + r * C::gates * width, h_part[r] + p * C::gates, panel + p, a);
-          pass.apply_cell(layer, this->rows, this->t, row + r, panel + p, a, h[r], after[r]);
-        }
+      pass.apply_cells(*this, {row, R, panel, P, x_part, h_part[0], h, after});
     }
   };
 
-  // `after` is where the new state goes.
-  RNNFAST_INLINE void apply_cell(const Layer& layer, const StepRows& rows, int64_t t, int64_t r, int64_t p,
-                                 const V (&a)[C::columns], const T* h, int64_t after) const {
-    const int64_t b = rows.batch(r), unit = p * width, valid = min(width, layer.n.units - unit);
-    T* c = C::has_c ? layer.c + (p * pass_.batch + b) * width : nullptr;
-    const State<T> prev{load_part(h + unit, valid), C::has_c ? load(c) : V{}};
-    V saved[C::saved ? C::saved : 1];
-    const State<T> next = C::forward(a, prev, layer.relu, saved);
-    store_part(layer.h + after + unit, next.h, valid);
-    store_part(layer.y.at(t, b) + unit, next.h, valid);
-    if (C::has_c) store<T>(c, next.c);
-    if (layer.saved) {
-      T* out = layer.saved + (p * schedule_.total() + rows.first + r) * C::saved * width;
-      RNNFAST_UNROLL_FOR (int j = 0; j < C::saved; ++j) store<T>(out + j * width, saved[j]);
+  // The sums of a tile, in memory.
+  struct TileSums {
+    int64_t row, rows, panel, panels;
+    const T* const* x_part;  // of each panel: [row][gate][lane]
+    const V* h_part;         // [row][panel][gate]
+    const T* const* h;       // of each row: what entered U
+    const int64_t* after;    // of each row: where the new state goes
+  };
+
+  // One copy for tiles of all sizes. What does not change in the loop is copied: for all that the compiler knows, a
+  // store to the arrays could change what is behind `step`.
+  RNNFAST_NOINLINE void apply_cells(const Step& step, const TileSums& sums) const {
+    const Layer& layer = step.layer;
+    if (layer.options.any) return apply_cells_with_options(step, sums);
+    const int64_t units = layer.n.units, rows = sums.rows, panels = sums.panels, first_unit = sums.panel * width;
+    const int64_t c_stride = pass_.batch * width, saved_stride = schedule_.total() * C::saved * width;
+    T* const h_next = layer.h + first_unit;
+    T* const c_first = C::has_c ? layer.c + sums.panel * c_stride : nullptr;
+    T* const saved_first = layer.saved ? layer.saved + sums.panel * saved_stride : nullptr;
+    const T* const bias = layer.weights.bias + sums.panel * C::columns * width;
+    const V* h_part = sums.h_part;
+    const bool relu = layer.relu;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t b = step.rows.batch(sums.row + r), row = step.rows.first + sums.row + r;
+      const T* h = sums.h[r] + first_unit;
+      T *y = layer.y.at(step.t, b) + first_unit, *next = h_next + sums.after[r];
+      for (int64_t p = 0; p < panels; ++p, h_part += C::gates) {
+        const int64_t unit = p * width, valid = min(width, units - first_unit - unit);
+        V a[C::columns], saved[C::saved ? C::saved : 1];
+        Packed<C, T>::join(sums.x_part[p] + r * C::gates * width, h_part, bias + p * C::columns * width, a);
+        T* const c = C::has_c ? c_first + p * c_stride + b * width : nullptr;
+        const State<T> prev{load_part(h + unit, valid), C::has_c ? load(c) : V{}};
+        const State<T> state = C::forward(a, prev, relu, saved);
+        store_part(next + unit, state.h, valid);
+        store_part(y + unit, state.h, valid);
+        if (C::has_c) store<T>(c, state.c);
+        if (!saved_first) continue;
+        T* const out = saved_first + p * saved_stride + row * C::saved * width;
+        RNNFAST_UNROLL_FOR (int j = 0; j < C::saved; ++j) store<T>(out + j * width, saved[j]);
+      }
     }
   }
 
-  __attribute__((noinline)) void join_and_apply(const Layer& layer, const StepRows& rows, int64_t t, int64_t r,
-                                                int64_t p, const T* x_part, const V* h_part, int64_t before,
-                                                int64_t after) const {
-    V a[C::columns];
-    layer.weights.join(x_part, h_part, p, a);
-    apply_cell_with_options(layer, rows, t, r, p, a, before, after);
+  RNNFAST_NOINLINE void apply_cells_with_options(const Step& step, const TileSums& sums) const {
+    for (int64_t r = 0; r < sums.rows; ++r)
+      for (int64_t p = 0; p < sums.panels; ++p) {
+        V a[C::columns];
+        step.layer.weights.join(sums.x_part[p] + r * C::gates * width, sums.h_part + (r * sums.panels + p) * C::gates,
+                                sums.panel + p, a);
+        apply_cell_with_options(step.layer, step.rows, step.t, sums.row + r, sums.panel + p, a,
+                                sums.h[r] - step.layer.operand, sums.after[r]);
+      }
   }
 
   // The same with everything that is off by default; `before` is where the state before is.
@@ -411,7 +433,7 @@ template <class C, class T> class ForwardPass {
     const Options<T>& options = layer.options;
     const int64_t b = rows.batch(r), unit = p * width, valid = min(width, layer.n.units - unit);
     T* c = C::has_c ? layer.c + (p * pass_.batch + b) * width : nullptr;
-    const bool projects = layer.weights.hr;
+    const bool projects = this->projects();
     const State<T> prev{projects ? V{} : load_part(layer.h + before + unit, valid), C::has_c ? load(c) : V{}};
     V saved[C::saved_general] = {}, gates[C::gates];
     const State<T> next = run_cell<C>(options, layer.weights.peepholes, p, a, prev, layer.relu, saved, gates,

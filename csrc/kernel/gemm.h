@@ -202,7 +202,8 @@ template <class Map, class T> struct UnitSums {
 // The square of `rows` x `columns` at `in`, at most one vector each way, turned over its diagonal. Lines of `out` are
 // whole vectors with zeros behind the first `rows`, or cut there.
 template <class T, bool Cut>
-void transpose_square(const T* in, int64_t in_stride, int64_t rows, int64_t columns, T* out, int64_t out_stride) {
+RNNFAST_NOINLINE void transpose_square(const T* in, int64_t in_stride, int64_t rows, int64_t columns, T* out,
+                                       int64_t out_stride) {
   vec<T> square[lanes<T>];
   RNNFAST_UNROLL_FOR (int r = 0; r < lanes<T>; ++r)
     square[r] = r < rows ? load_part(in + r * in_stride, columns) : splat(T(0));
@@ -213,7 +214,8 @@ void transpose_square(const T* in, int64_t in_stride, int64_t rows, int64_t colu
 
 // weight [gates * units, k] -> [panel][k][gate][lane], lanes beyond `units` 0; panels [first, last).
 template <class T>
-void pack_by_unit(const T* weight, int gates, int64_t units, int64_t k_size, T* packed, int64_t first, int64_t last) {
+RNNFAST_NOINLINE void pack_by_unit(const T* weight, int gates, int64_t units, int64_t k_size, T* packed, int64_t first,
+                                   int64_t last) {
   constexpr int width = lanes<T>;
   for (int64_t p = first; p < last; ++p)
     for (int64_t k = 0; k < k_size; k += width)
@@ -225,7 +227,8 @@ void pack_by_unit(const T* weight, int gates, int64_t units, int64_t k_size, T* 
 
 // The inverse, for gradients.
 template <class T>
-void unpack_by_unit(const T* packed, int gates, int64_t units, int64_t k_size, T* weight, int64_t first, int64_t last) {
+RNNFAST_NOINLINE void unpack_by_unit(const T* packed, int gates, int64_t units, int64_t k_size, T* weight,
+                                     int64_t first, int64_t last) {
   constexpr int width = lanes<T>;
   for (int64_t p = first; p < last; ++p)
     for (int64_t k = 0; k < k_size; k += width)
@@ -237,7 +240,8 @@ void unpack_by_unit(const T* packed, int gates, int64_t units, int64_t k_size, T
 
 // The transpose for backward: weight [gates * units, k] -> [panel of k][unit][gate][lane]; panels [first, last).
 template <class T>
-void pack_by_input(const T* weight, int gates, int64_t units, int64_t k_size, T* packed, int64_t first, int64_t last) {
+RNNFAST_NOINLINE void pack_by_input(const T* weight, int gates, int64_t units, int64_t k_size, T* packed, int64_t first,
+                                    int64_t last) {
   constexpr int width = lanes<T>;
   for (int64_t p = first; p < last; ++p) {
     const int64_t valid = min(width, k_size - p * width);

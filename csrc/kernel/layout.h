@@ -36,7 +36,7 @@ template <class T> RNNFAST_INLINE Sizes sizes_of(const Spec& spec, int64_t layer
 }
 
 // Each size's largest over the layers: scratch memory serves layer after layer.
-template <class T> RNNFAST_INLINE Sizes largest_sizes(const Spec& spec) {
+template <class T> RNNFAST_NOINLINE Sizes largest_sizes(const Spec& spec) {
   Sizes most = sizes_of<T>(spec, 0);
   const int64_t different = spec.hidden_sizes ? spec.num_layers : min(spec.num_layers, 2);
   for (int64_t l = 1; l < different; ++l) {
@@ -88,10 +88,18 @@ template <class C> int64_t saved_values(const Spec& spec, bool general) {
 
 // Every gate's column, in order.
 template <int Gates> struct InOrderOf;
-template <> struct InOrderOf<1> { using type = Columns<0>; };
-template <> struct InOrderOf<2> { using type = Columns<0, 1>; };
-template <> struct InOrderOf<3> { using type = Columns<0, 1, 2>; };
-template <> struct InOrderOf<4> { using type = Columns<0, 1, 2, 3>; };
+template <> struct InOrderOf<1> {
+  using type = Columns<0>;
+};
+template <> struct InOrderOf<2> {
+  using type = Columns<0, 1>;
+};
+template <> struct InOrderOf<3> {
+  using type = Columns<0, 1, 2>;
+};
+template <> struct InOrderOf<4> {
+  using type = Columns<0, 1, 2, 3>;
+};
 template <int Gates> using InOrder = typename InOrderOf<Gates>::type;
 
 // The sums of `R` rows and `P` panels with `Gates` columns each, in registers.
@@ -152,21 +160,21 @@ template <class C, class T> struct Packed {
   T *ln_ih = nullptr, *ln_hh = nullptr, *ln_c = nullptr;
 
   Packed() = default;
-  Packed(Arena& arena, const Spec& spec, const Sizes& n) : n(n), split(resets_before(spec)) {
+  Packed(Arena& arena, const Spec& spec, const Sizes& n) : n(n), split(C::gates == 3 && resets_before(spec)) {
     w = arena.take<T>(n.panels * n.inputs * C::gates * width);
     u = arena.take<T>(n.panels * n.outputs * C::gates * width);
     if (split) u_n = u + n.panels * n.outputs * 2 * width;
     bias = arena.take<T>(n.panels * C::columns * width);
-    if (spec.proj_size) hr = arena.take<T>(n.output_panels * n.units * width);
-    if (spec.peepholes) peepholes = arena.take<T>(n.panels * 3 * width);
-    if (!spec.layer_norm) return;
+    if (C::has_c && spec.proj_size) hr = arena.take<T>(n.output_panels * n.units * width);
+    if (C::has_c && spec.peepholes) peepholes = arena.take<T>(n.panels * 3 * width);
+    if (C::gates == 1 || !spec.layer_norm) return;
     ln_ih = arena.take<T>(n.panels * C::gates * width);
     ln_hh = arena.take<T>(n.panels * C::gates * width);
     if (C::has_c) ln_c = arena.take<T>(n.panels * 2 * width);
   }
 
   // A share of the work; everything is packed when all shares are.
-  void fill(const Weights& from, int64_t share_number, int64_t shares) const {
+  RNNFAST_NOINLINE void fill(const Weights& from, int64_t share_number, int64_t shares) const {
     const Range own = share(n.panels, share_number, shares);
     const T* weight_hh = static_cast<const T*>(from.weight_hh);
     pack_by_unit(static_cast<const T*>(from.weight_ih), C::gates, n.units, n.inputs, w, own.first, own.last);
@@ -207,14 +215,16 @@ template <class C, class T> struct Packed {
   // The columns of one row and panel, from its sums [gate][lane] over x and over h, which have a chain of additions
   // each; the bias comes last. One chain for both, starting with the bias, was measured to have a fifth more error.
   RNNFAST_INLINE void join(const T* x, const vec<T>* h, int64_t panel, vec<T> (&a)[C::columns]) const {
-    const T* first = bias + panel * C::columns * width;
+    join(x, h, bias + panel * C::columns * width, a);
+  }
+  static RNNFAST_INLINE void join(const T* x, const vec<T>* h, const T* bias, vec<T> (&a)[C::columns]) {
     RNNFAST_UNROLL_FOR (int g = 0; g < C::gates; ++g) {
       const int to = C::x_columns::at(g), h_to = C::h_columns::at(g);
       if (to == h_to) {
-        a[to] = load(x + g * width) + h[g] + load(first + to * width);
+        a[to] = load(x + g * width) + h[g] + load(bias + to * width);
       } else {  // GRU's n, whose two parts meet in the cell
-        a[to] = load(x + g * width) + load(first + to * width);
-        a[h_to] = h[g] + load(first + h_to * width);
+        a[to] = load(x + g * width) + load(bias + to * width);
+        a[h_to] = h[g] + load(bias + h_to * width);
       }
     }
   }
@@ -306,8 +316,8 @@ template <class C, class T> class Tape {
 // out = x times the masks of a layer's input, over the rows of some steps; x may be out. Where dropout is between
 // layers, its mask is a function of the row; the mask of the whole sequence, if there is one, is the caller's.
 template <class T>
-void apply_input_masks(const Forward& pass, const Schedule& schedule, int64_t layer, Rows<const T> x, Rows<T> out,
-                       Range steps) {
+RNNFAST_NOINLINE void apply_input_masks(const Forward& pass, const Schedule& schedule, int64_t layer, Rows<const T> x,
+                                        Rows<T> out, Range steps) {
   const int64_t features = inputs_of(pass.spec, layer);
   const T* mask = pass.input_masks ? static_cast<const T*>(pass.input_masks[layer]) : nullptr;
   const double p = layer > 0 ? pass.dropout : 0;

@@ -58,8 +58,9 @@ template <class T> vec<T> zone_out(const uint8_t* keeps, T share, Place place, v
 }
 
 template <class C, class T>
-State<T> run_cell(const Options<T>& options, const T* peepholes, int64_t panel, const vec<T> (&a)[C::columns],
-                  State<T> prev, bool relu, vec<T> (&saved)[C::saved_general], vec<T> (&gates)[C::gates], Place place) {
+RNNFAST_NOINLINE State<T> run_cell(const Options<T>& options, const T* peepholes, int64_t panel,
+                                   const vec<T> (&a)[C::columns], State<T> prev, bool relu,
+                                   vec<T> (&saved)[C::saved_general], vec<T> (&gates)[C::gates], Place place) {
   if (!options.general) {
     vec<T> values[C::saved ? C::saved : 1];
     const State<T> next = C::forward(a, prev, relu, values);
@@ -78,9 +79,10 @@ State<T> run_cell(const Options<T>& options, const T* peepholes, int64_t panel, 
 
 // As the cell's backward; d_peepholes has 3 elements.
 template <class C, class T>
-State<T> run_cell_backward(const Options<T>& options, const T* peepholes, int64_t panel,
-                           const vec<T> (&saved)[C::saved_general], vec<T> h, State<T> prev, State<T> d, bool relu,
-                           vec<T> (&da)[C::columns], vec<T>* d_peepholes, Place place) {
+RNNFAST_NOINLINE State<T> run_cell_backward(const Options<T>& options, const T* peepholes, int64_t panel,
+                                            const vec<T> (&saved)[C::saved_general], vec<T> h, State<T> prev,
+                                            State<T> d, bool relu, vec<T> (&da)[C::columns], vec<T>* d_peepholes,
+                                            Place place) {
   if (!options.general) {
     vec<T> values[C::saved ? C::saved : 1];
     for (int j = 0; j < C::saved; ++j) values[j] = saved[j];

@@ -16,6 +16,8 @@
 #endif
 
 #define RNNFAST_INLINE inline __attribute__((always_inline))
+// For what is large and not in an inner loop, so that there is one copy of it.
+#define RNNFAST_NOINLINE __attribute__((noinline))
 // Loops of constant length over arrays of vectors: the arrays live in registers only if no index is left variable.
 #if defined(__clang__)
 #define RNNFAST_UNROLL_FOR(...) _Pragma("clang loop unroll(full)") for (__VA_ARGS__)

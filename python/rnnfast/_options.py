@@ -78,6 +78,7 @@ USED: dict[str, Test] = {
     "reset_after=False": lambda config: not config.reset_after,
     "peepholes": lambda config: config.peepholes,
     "coupled_gates": lambda config: config.coupled_gates,
+    "forget_bias": lambda config: config.forget_bias != 0,
     "recompute": lambda config: config.recompute is not None,
     "recurrent_dropout": lambda config: config.recurrent_dropout > 0,
 }
@@ -90,6 +91,7 @@ REFUSED = [
     ("layer_norm", "peepholes", "whether the peepholes are normalised is not agreed on"),
     ("layer_norm", "coupled_gates", "the rows of the forget gate would be part of the mean and variance"),
     ("layer_norm", "zoneout", "what is kept, c or its normalised form, is not agreed on"),
+    ("forget_bias", "coupled_gates", "f has no bias of its own"),
     ("recompute", "reset_after=False", "a segment is computed again as one product, and here it is two"),
     ("recompute", "layer_norm", "the statistics of every row would have to be kept"),
     ("recompute", "recurrent_dropout", "a segment is computed again from the outputs, which are not masked"),
