@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import unittest
 from dataclasses import replace
 from pathlib import Path
@@ -110,6 +111,16 @@ def test_outputs_are_in_the_order_of_the_graph() -> None:
     turned = Backend.prepare(model).run(case.feeds())
     for first, second in zip(straight, reversed(turned), strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+def test_the_example_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = replace(BY_NAME["lstm_forward"], constant=True)
+    onnx.save(case.model(), tmp_path / "lstm.onnx")
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"^```python\n(.*?)^```", Path(FILE).read_text(), re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {"X": case.feeds()["X"]}
+    exec(compile(block, "docs/onnx.md", "exec"), names)
+    np.testing.assert_array_equal(names["Y"][:, 0], names["layer"](names["X"])[0])
 
 
 # --- from_node ---
