@@ -123,6 +123,17 @@ def test_the_example_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(names["Y"][:, 0], names["layer"](names["X"])[0])
 
 
+@pytest.mark.parametrize(("T", "B"), [(0, 3), (4, 0)])
+def test_no_steps_and_no_rows_work(T: int, B: int) -> None:
+    for name in ("gru_initial_states", "lstm_layout_1_bidirectional_all_inputs"):
+        case = replace(BY_NAME[name], sizes=Sizes(T, B), lengths=(0,) * B)
+        results = Backend.prepare(case.model()).run(case.feeds())
+        shapes = [entry.type.tensor_type.shape.dim for entry in case.model().graph.output]
+        assert [list(got.shape) for got in results] == [[dim.dim_value for dim in shape] for shape in shapes]
+        if T == 0 and not case.has("sequence_lens"):
+            np.testing.assert_array_equal(results[1], case.feeds()["initial_h"])
+
+
 # --- from_node ---
 
 
@@ -214,6 +225,8 @@ def test_wrong_nodes_weights_and_models_are_refused() -> None:
     assert not Backend.is_compatible(two)
     with pytest.raises(ValueError, match="single RNN, GRU or LSTM node"):
         Backend.prepare(two)
+    with pytest.raises(ValueError, match=r"LSTM must have the inputs \['R'\], got \['X', 'W'\]"):
+        Backend.run_node(helper.make_node("LSTM", ["X", "W"], ["Y"]), [given["X"], given["W"]])
     rep = Backend.prepare(case.model())
     with pytest.raises(ValueError, match="inputs must be 4 arrays"):
         rep.run([given["X"]])

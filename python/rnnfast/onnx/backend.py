@@ -23,6 +23,9 @@ class Operator:
         if len(node.input) > len(INPUTS) or len(node.output) > 3:
             raise ValueError(f"{node.op_type} has too many inputs or outputs: {node.input}, {node.output}")
         self._names = {kind: name for kind, name in zip(INPUTS, node.input, strict=False) if name}
+        missing = [kind for kind in ("X", "W", "R") if kind not in self._names]
+        if missing:
+            raise ValueError(f"{node.op_type} must have the inputs {missing}, got {list(node.input)}")
         self._outputs = list(node.output)
         self._constants = constants
         self._frozen: Any = None
@@ -37,7 +40,7 @@ class Operator:
         x = given["X"]
         layer = self._frozen or self._layer(values)
         lengths = None if "sequence_lens" not in given else np.asarray(given["sequence_lens"])
-        output, state = layer(_floating("X", x), self._initial(given, x), lengths=lengths)
+        output, state = layer(_floating("X", x), self._initial(given), lengths=lengths)
         states = state if isinstance(state, tuple) else (state,)
         if lengths is not None:  # as other runtimes have it; a layer of rnnfast would give the initial state
             states = tuple(np.where((lengths == 0)[:, None], part.dtype.type(0), part) for part in states)
@@ -57,7 +60,7 @@ class Operator:
     def _layer(self, values: Arrays) -> Any:
         return self._description.layer({kind: self._value(kind, values) for kind in "WRBP" if kind in self._names})
 
-    def _initial(self, given: Arrays, x: Array) -> Any:
+    def _initial(self, given: Arrays) -> Any:
         """A layer's hx."""
         parts = [
             self._turned(_floating(kind, given[kind])) if kind in given else None for kind in ("initial_h", "initial_c")
@@ -70,7 +73,8 @@ class Operator:
 
     def _directions_apart(self, output: Array) -> Array:
         """[T, D, B, H] from [T, B, D * H]; with layout 1, [B, T, D, H] from [B, T, D * H]."""
-        apart = output.reshape(*output.shape[:2], self._description.directions, -1)
+        directions = self._description.directions
+        apart = output.reshape(*output.shape[:2], directions, output.shape[2] // directions)
         return apart if self._description.layout == 1 else apart.swapaxes(1, 2)
 
 
