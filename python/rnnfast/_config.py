@@ -75,8 +75,9 @@ class Config:
         return (self.num_layers * self.directions, batch, self.hidden_size)
 
     def weight_elements(self) -> int:
+        """At least as many as there are; not 0 where there is no unit, as NumPy refuses a large axis even then."""
         wide = max(self.input_size, self.output_size)
-        return self.num_layers * self.directions * self.gate_rows * (wide + self.hidden_size + 2)
+        return self.num_layers * self.directions * max(self.gate_rows, 1) * (wide + self.hidden_size + 2)
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes by name, in PyTorch's order, which is also the order that the engine takes them in."""

@@ -69,7 +69,7 @@ class ForwardCall:
         x_engine = self.layout.to_engine(_check.rows_dense(x_array))
         self.steps, self.batch = x_engine.shape[:2]
         width = max(config.input_size, config.gate_rows, config.output_size)
-        _check.call_size(self.steps, self.batch * config.num_layers * config.directions, width)
+        _check.call_size("x", self.steps, self.batch * config.num_layers * config.directions, width)
         self.ragged = lengths is not None
         valid = _check.lengths(lengths, self.steps, self.batch, self.layout.batched) if self.ragged else None
 

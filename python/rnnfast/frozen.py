@@ -48,7 +48,7 @@ class Frozen(Configured, Generic[State]):
         _check.can_stream(self._config.class_name, self._config.bidirectional)
         batch_size = _check.size("batch_size", batch_size, 1)
         width = max(self._config.input_size, self._config.gate_rows)
-        _check.call_size(1, batch_size * self._config.num_layers, width)
+        _check.call_size("batch_size", 1, batch_size * self._config.num_layers, width)
         return Stream(self._config, self._spec, self._packed, batch_size)
 
     @property
