@@ -150,6 +150,22 @@ const rf::KernelTable& table_named(const std::string& isa) {
                         py::str(", ").attr("join")(available_isas()).cast<std::string>());
 }
 
+// --- threads ---
+
+void set_backend(const std::string& name) {
+  if (rf::set_backend(name.c_str())) return;
+  throw py::value_error("no thread backend '" + name + "'; this build has: " + rf::available_backends());
+}
+
+std::string get_backend() {
+  if (const char* name = rf::get_backend()) return name;
+  const char* variable = std::getenv("RNNFAST_THREADING");
+  throw py::value_error(std::string("RNNFAST_THREADING=") + (variable ? variable : "") +
+                        " names no thread backend; this build has: " + rf::available_backends());
+}
+
+int threads_or_default(int threads) { return threads != 0 ? threads : rf::get_num_threads(); }
+
 // --- arrays ---
 
 struct Shape {
@@ -227,8 +243,6 @@ rf::View<Void> view(py::handle object, const char* name, const py::dtype& type, 
   if (!std::is_const<Void>::value) require_writable(a, name);
   return {const_cast<void*>(a.data()), a.strides(0) / a.itemsize(), a.strides(1) / a.itemsize()};
 }
-
-int threads_or_default(int threads) { return threads != 0 ? threads : rf::get_num_threads(); }
 
 // --- Ctrl-C ---
 
@@ -313,6 +327,7 @@ class Pass {
       : spec_(spec),
         arrays_(py::make_tuple(weights, x, y, h0, c0, hn, cn, lengths, options)),
         type_(numpy_dtype(spec.dtype)) {
+    get_backend();  // throws where RNNFAST_THREADING is wrong, as table_named() does for RNNFAST_ISA
     if (x.ndim() != 3) throw py::value_error("x has the wrong rank");
     call_.spec = spec_;
     call_.steps = x.shape(0);
@@ -500,6 +515,7 @@ class Stream {
     if (!same(weights.spec, spec)) throw py::value_error("the weights were packed for another layer");
     if (spec.num_directions != 1) throw py::value_error("a bidirectional layer has no stream");
     call_.spec = spec_;
+    get_backend();  // as in Pass
     call_.steps = 1;
     call_.packed = weights.bytes.data();
     set_state(h, c);
@@ -661,20 +677,6 @@ class Stream {
   py::tuple objects_;  // keeps alive the weights and the state
   py::dtype type_;
 };
-
-// --- threads ---
-
-void set_backend(const std::string& name) {
-  if (rf::set_backend(name.c_str())) return;
-  throw py::value_error("no thread backend '" + name + "'; this build has: " + rf::available_backends());
-}
-
-std::string get_backend() {
-  if (const char* name = rf::get_backend()) return name;
-  const char* variable = std::getenv("RNNFAST_THREADING");
-  throw py::value_error(std::string("RNNFAST_THREADING=") + (variable ? variable : "") +
-                        " names no thread backend; this build has: " + rf::available_backends());
-}
 
 // --- for tests and measurements ---
 

@@ -61,6 +61,7 @@ CONSTRUCTION: dict[str, Case] = {
         ValueError,
         "input_size, hidden_size and num_layers are too large: the weights would have",
     ),
+    "a size that NumPy refuses": (lambda: rf.LSTM(2**62, 0), ValueError, "are too large: the weights would have"),
     "sizes beyond 64 bits": (lambda: rf.LSTM(10**30, 10**30), ValueError, "are too large"),
     "bias a number": (lambda: rf.LSTM(3, 4, 2, 0.5), TypeError, "bias must be True or False, got 0.5"),
     "batch_first text": (lambda: rf.LSTM(3, 4, batch_first="yes"), TypeError, "batch_first must be True or False"),
@@ -391,6 +392,9 @@ def test_tensors_that_cannot_be_arrays_are_named() -> None:
         gru(torch.zeros(T, B, I, device="meta"))
     with pytest.raises(TypeError, match="x must be float32, like the layer, got float64"):
         gru(torch.zeros(T, B, I, dtype=torch.float64))
+    packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(T, I)])
+    with pytest.raises(TypeError, match="x must be padded, got a PackedSequence; pass lengths= instead of packing"):
+        gru(packed)
     with pytest.raises(ValueError, match="bias_hh_l0 is a tensor that cannot be a NumPy array"):
         gru.load_state_dict({"bias_hh_l0": torch.zeros(21, dtype=torch.bfloat16)}, strict=False)
 
@@ -442,9 +446,11 @@ def test_an_isa_in_the_environment_is_used() -> None:
     assert in_process("import sys, rnnfast as rf; sys.exit(rf.isa())", RNNFAST_ISA=last) == last
 
 
-def test_an_unknown_backend_in_the_environment_is_told() -> None:
-    message = in_process("import rnnfast as rf; rf.show_config()", RNNFAST_THREADING="tbb")
-    assert message.startswith("ValueError: RNNFAST_THREADING=tbb names no thread backend; this build has: ")
+def test_an_unknown_backend_in_the_environment_is_refused_at_the_first_call() -> None:
+    assert in_process("import rnnfast", RNNFAST_THREADING="tbb") == ""
+    for code in ("rf.show_config()", "rf.GRU(1, 1)(np.zeros((1, 1), 'f4'))", "rf.GRU(1, 1).freeze().stream()"):
+        message = in_process(f"import numpy as np, rnnfast as rf; {code}", RNNFAST_THREADING="tbb")
+        assert message.startswith("ValueError: RNNFAST_THREADING=tbb names no thread backend; this build has: "), code
 
 
 # --- files ---

@@ -671,18 +671,42 @@ def test_a_long_call_answers_signals(threads: int, train: bool) -> None:
 # --- the package ---
 
 
-def test_stub_lists_what_the_compiled_module_has() -> None:
-    stub = ast.parse((importlib.resources.files("rnnfast") / "_core.pyi").read_text())
-    functions = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
-    classes = {
-        node.name: {member.name for member in node.body if isinstance(member, ast.FunctionDef)}
-        for node in stub.body
-        if isinstance(node, ast.ClassDef)
+def functions_of(body: list[ast.stmt]) -> dict[str, ast.FunctionDef]:
+    return {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+
+
+def assert_signature_of_stub(compiled: Any, stub: ast.FunctionDef) -> None:
+    """pybind11 writes a function's signature into its docstring. It says less than the stub about arrays, which are
+    objects to it; names, defaults and plain types have to be the same."""
+    plain = {name: name for name in ("bool", "float", "int", "str", "None")} | {
+        f"typing.Supports{name.title()} | typing.SupportsIndex": name for name in ("int", "float")
     }
-    assert {name for name in dir(_core) if not name.startswith("_")} == functions | set(classes)
+    (node,) = ast.parse(f"def {compiled.__doc__.strip()}: ...").body
+    assert isinstance(node, ast.FunctionDef)
+    assert [argument.arg for argument in node.args.args] == [argument.arg for argument in stub.args.args], stub.name
+    assert list(map(ast.unparse, node.args.defaults)) == list(map(ast.unparse, stub.args.defaults)), stub.name
+    for have, want in zip([*node.args.args, node.returns], [*stub.args.args, stub.returns], strict=True):
+        types = [getattr(part, "annotation", part) for part in (have, want)]
+        have_type, want_type = (ast.unparse(part) if part else "" for part in types)
+        assert plain.get(have_type, want_type) == want_type, (stub.name, want)
+
+
+def test_the_stub_says_what_the_compiled_module_has() -> None:
+    stub = ast.parse((importlib.resources.files("rnnfast") / "_core.pyi").read_text())
+    functions = functions_of(stub.body)
+    classes = {node.name: functions_of(node.body) for node in stub.body if isinstance(node, ast.ClassDef)}
+    assert {name for name in dir(_core) if not name.startswith("_")} == set(functions) | set(classes)
+    for name, function in functions.items():
+        assert_signature_of_stub(getattr(_core, name), function)
     for name, members in classes.items():
-        public = {member for member in vars(getattr(_core, name)) if not member.startswith("_")}
-        assert public == members - {"__init__"}, name
+        compiled = getattr(_core, name)
+        public = {member for member in vars(compiled) if not member.startswith("_")}
+        assert public == set(members) - {"__init__"}, name
+        for member, function in members.items():
+            if isinstance(getattr(compiled, member), property):
+                assert [ast.unparse(decorator) for decorator in function.decorator_list] == ["property"], member
+            else:
+                assert_signature_of_stub(getattr(compiled, member), function)
 
 
 def test_every_public_name_is_there_and_documented() -> None:

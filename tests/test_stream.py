@@ -343,5 +343,5 @@ def test_wrong_streams_are_refused(cell: Any) -> None:
         frozen.stream(0)
     with pytest.raises(TypeError, match="batch_size must be an integer, got 1.5"):
         frozen.stream(1.5)
-    with pytest.raises(ValueError, match="too large"):
+    with pytest.raises(ValueError, match="batch_size is too large"):
         frozen.stream(2**60)

@@ -256,6 +256,8 @@ def require_shape(name: str, array: Array, shape: Shape, meaning: str) -> None:
 
 def sequence(name: str, value: Any, features: int, dtype: np.dtype[Any], batch_first: bool) -> Array:
     """x of a layer: [T, B, I], [B, T, I] or [T, I]."""
+    if hasattr(value, "batch_sizes") and hasattr(value, "sorted_indices"):
+        raise TypeError(f"{name} must be padded, got a {type(value).__name__}; pass lengths= instead of packing")
     x = as_array(name, value)
     batched = f"(B, T, {features})" if batch_first else f"(T, B, {features})"
     if x.ndim not in (2, 3) or x.shape[-1] != features:
@@ -264,9 +266,11 @@ def sequence(name: str, value: Any, features: int, dtype: np.dtype[Any], batch_f
     return x
 
 
-def call_size(steps: int, batch: int, width: int) -> None:
+def call_size(name: str, steps: int, batch: int, width: int) -> None:
     if steps * batch * width * 8 >= MOST_BYTES:
-        raise ValueError(f"x is too large: {steps} steps, batch {batch}, {width} values each exceed the address space")
+        raise ValueError(
+            f"{name} is too large: {steps} steps, batch {batch}, {width} values each exceed the address space"
+        )
 
 
 def rows_dense(array: Array) -> Array:

@@ -123,9 +123,10 @@ class Config:
     # --- parameters ---
 
     def weight_elements(self) -> int:
+        """At least as many as there are; not 0 where there is no unit, as NumPy refuses a large axis even then."""
         rows = GATES[self.cell]
         return self.directions * sum(
-            rows * hidden * (columns + width + 4) + hidden * (width + 5)
+            rows * max(hidden, 1) * (columns + width + 4) + hidden * (width + 5)
             for hidden, columns, width in zip(self.hidden_sizes, self.input_sizes, self.widths, strict=True)
         )
 

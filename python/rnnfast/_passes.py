@@ -64,7 +64,7 @@ class ForwardCall:
         self.layout = Layout(x_array.ndim == 3, config.batch_first)
         x_engine = self.layout.to_engine(_check.rows_dense(x_array))
         self.steps, self.batch = x_engine.shape[:2]
-        _check.call_size(self.steps, self.batch * config.num_layers * config.directions, config.widest)
+        _check.call_size("x", self.steps, self.batch * config.num_layers * config.directions, config.widest)
         self.states = StateForm(config, self.batch, self.layout.batched)
         self.ragged = request.lengths is not None or request.mask is not None
         self.seed = training.seed if training else 0

@@ -72,7 +72,7 @@ class Frozen(Configured, Generic[State]):
         """
         _check.can_stream(self._config.class_name, self._config.bidirectional)
         batch_size = _check.size("batch_size", batch_size, 1)
-        _check.call_size(1, batch_size * self._config.num_layers, self._config.widest)
+        _check.call_size("batch_size", 1, batch_size * self._config.num_layers, self._config.widest)
         return Stream(self._config, self._spec, self._packed, batch_size)
 
     @property
