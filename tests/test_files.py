@@ -81,7 +81,7 @@ def bomb(path: Path) -> None:
 
 
 def bomb_of_text(path: Path) -> None:
-    write(path, parameters(rnnfast=npy(np.array("x" * (100 << 20)))), zipfile.ZIP_DEFLATED)
+    write(path, parameters(rnnfast=npy(np.array("x" * (32 << 20)))), zipfile.ZIP_DEFLATED)
 
 
 def bomb_of_texts(path: Path) -> None:
@@ -172,8 +172,8 @@ def test_any_changed_byte_is_an_error_or_does_no_harm(tmp_path: Path, suffix: st
     path = tmp_path / f"layer{suffix}"
     rf.save(path, rf.GRU(3, 4, seed=0))
     whole = path.read_bytes()
-    for place in range(0, len(whole), 11):
-        for change in (0x01, 0x80, 0xFF):
+    for place in range(0, len(whole), 29):
+        for change in (0x01, 0xFF):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ change]) + whole[place + 1 :])
             with suppress(ValueError):
                 rf.load(path)

@@ -114,7 +114,7 @@ class NpzFile:
         self._members: dict[str, zipfile.ZipInfo] = {}
         #: An array of each member's shape and dtype that takes no memory.
         self.stand_ins: dict[str, Array] = {}
-        self._stream = open(source, "rb")
+        self._stream = open(source, "rb")  # noqa: SIM115 (closed by __exit__)
         try:
             with _damage_told(source):
                 self._archive = self._opened()
