@@ -1,5 +1,5 @@
-"""Memory: none is lost, running out of it is an error that leaves nothing half-done, and passes use what the formulas of
-docs/reliability.md say."""
+"""Memory: none is lost, running out of it is an error that leaves nothing half-done, and passes use what the formulas
+of docs/reliability.md say."""
 
 from __future__ import annotations
 
