@@ -247,6 +247,21 @@ def test_digests_are_equal_on_every_number_of_threads(native: Path) -> None:
             assert digests(native, isa=isa, threads=threads) == expected, (isa, threads)
 
 
+def test_kernels_touch_nothing_but_their_own_and_equal_plain_loops(native: Path) -> None:
+    """Arrays behind guard pages, outputs with a pattern in them: see tests/cpp/guard.cpp."""
+    import rnnfast as rf
+
+    cases = [int(line.split()[1]) for line in run(native / "guard").splitlines()]
+    assert len(cases) == len(rf.available_isas()) and min(cases) > 1000
+
+
+def test_what_the_fuzzer_found_interesting_is_replayed(native: Path) -> None:
+    """And some inputs more: see tests/cpp/fuzz.cpp."""
+    corpus = SOURCE / "tests" / "cpp" / "corpus"
+    replayed = run(native / "fuzz", corpus, "500").split()
+    assert int(replayed[0]) == len(list(corpus.iterdir())) > 50
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="compares x86-64 with aarch64")
 def test_digests_are_equal_on_neon(native: Path, cross: Path) -> None:
     emulator = (program("qemu-aarch64"), "-L", f"/usr/{AARCH64}")

@@ -35,7 +35,7 @@ def run(code: str, backend: str, **environment: str) -> subprocess.CompletedProc
         env={**os.environ, "RNNFAST_THREADING": backend, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=120 + 2 * float(os.environ.get("RNNFAST_SOAK", "0")),
     )
     assert done.returncode == 0, done.stderr
     return done

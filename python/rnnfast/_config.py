@@ -232,6 +232,14 @@ class Config:
             arguments["nonlinearity"] = arguments.pop("activation").name
         return arguments
 
+    @classmethod
+    def from_arguments(cls, cell: str, arguments: Mapping[str, Any]) -> Config:
+        """What `arguments` came from, checked."""
+        fields = dict(arguments)
+        if "nonlinearity" in fields:
+            fields["activation"] = Activation(fields.pop("nonlinearity"))
+        return cls(cell, **fields).checked()
+
     def warn_of_unused_dropout(self) -> None:
         if self.dropout and self.num_layers == 1:
             warnings.warn(

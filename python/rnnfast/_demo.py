@@ -310,11 +310,25 @@ def save(path: str, model: CharModel) -> None:
 
 def load(path: str) -> CharModel:
     try:
-        text, arrays = _io._read_npz(Path(path))
+        with _io.NpzFile(Path(path)) as file:
+            model = _described(path, file.text)
+            arrays = file.read({name: array.shape for name, array in model.parameters.items()})
     except OSError as error:
         raise DemoError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, MemoryError) as error:
         raise DemoError(str(error) or f"{path} is too large") from error
+    for name, array in model.parameters.items():
+        found = arrays.get(name)
+        if found is None or found.shape != array.shape or found.dtype != array.dtype:
+            what = "missing" if found is None else f"{found.dtype} {list(found.shape)}"
+            raise DemoError(f"{path}: {name} has to be {array.dtype} {list(array.shape)}, and is {what}")
+        if not np.isfinite(found).all():
+            raise DemoError(f"{path}: {name} has elements that are no finite numbers")
+        array[...] = found
+    return model
+
+
+def _described(path: str, text: str | None) -> CharModel:
     try:
         about = json.loads(text or "")
         cell, hidden, symbols = about["cell"], about["hidden"], about["symbols"]
@@ -326,16 +340,7 @@ def load(path: str) -> CharModel:
             raise ValueError
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DemoError(f"{path} was not written by this demo's --save") from error
-    model = CharModel(cell, symbols, hidden)
-    for name, array in model.parameters.items():
-        found = arrays.get(name)
-        if found is None or found.shape != array.shape or found.dtype != array.dtype:
-            what = "missing" if found is None else f"{found.dtype} {list(found.shape)}"
-            raise DemoError(f"{path}: {name} has to be {array.dtype} {list(array.shape)}, and is {what}")
-        if not np.isfinite(found).all():
-            raise DemoError(f"{path}: {name} has elements that are no finite numbers")
-        array[...] = found
-    return model
+    return CharModel(cell, symbols, hidden)
 
 
 # --- the command line ---

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from . import _check
-from ._check import Array
+from ._check import Array, Shape
+from ._config import Config
 from .activation import Activation
 from .layers import GRU, LSTM, RNN, Layer
 
 FORMAT = 1  # raised when a reader of this version could misunderstand a file
 KEY = "rnnfast"  # the .npz member, or the entry of the safetensors metadata, that holds the configuration as JSON
 CLASSES: dict[str, type[Layer[Any]]] = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU}
+
+MOST_TEXT = 1 << 20  # bytes of a configuration, or of another element
 
 PathLike = str | os.PathLike[str]
 
@@ -50,14 +56,36 @@ def load(path: PathLike) -> Layer[Any]:
     ImportError as `save`.
     """
     source = _check.weights_path(path)
-    text, arrays = _read_npz(source) if source.suffix == ".npz" else _read_safetensors(source)
+    if source.suffix == ".safetensors":
+        return _made_from(source, *_read_safetensors(source))
+    with NpzFile(source) as file:
+        # Whether all fits is known before memory is used for it.
+        config = _described(source, file.text, file.stand_ins)
+        return _made_from(source, file.text, file.read(config.parameter_shapes()))
+
+
+def _described(source: Path, text: str | None, arrays: Mapping[str, Array]) -> Config:
+    """The configuration in a file, if the file's arrays are the parameters of such a layer: a few bytes may describe a
+    layer that would fill the memory."""
     if text is None:
         raise ValueError(f"{source} holds no configuration: it was not written by rnnfast.save; use load_state_dict")
     try:
-        layer = _made_from(json.loads(text, object_hook=_activation_or_mapping))
-        layer.load_state_dict(arrays)
+        name, arguments = _parsed(text)
+        config = Config.from_arguments(name.lower(), arguments)
+        _check.state_dict(name, arrays, config.parameter_shapes(), config.numpy_dtype, True)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is not a layer that this version can load: {error}") from error
+        raise _unusable(source, error) from error
+    return config
+
+
+def _made_from(source: Path, text: str | None, arrays: Mapping[str, Array]) -> Layer[Any]:
+    _described(source, text, arrays)
+    try:
+        name, arguments = _parsed(str(text))
+        layer = CLASSES[name](**arguments)
+        layer.load_state_dict(arrays)
+    except (TypeError, ValueError) as error:
+        raise _unusable(source, error) from error
     return layer
 
 
@@ -65,29 +93,120 @@ def _activation_or_mapping(values: dict[str, Any]) -> Any:
     return Activation(**values) if values.keys() == {"name", "alpha", "beta"} else values
 
 
-def _made_from(description: Any) -> Layer[Any]:
+def _unusable(source: Path, error: Exception) -> ValueError:
+    return ValueError(f"{source} is not a layer that this version can load: {error}")
+
+
+def _parsed(text: str) -> tuple[str, dict[str, Any]]:
+    description = json.loads(text, object_hook=_activation_or_mapping)
     if not isinstance(description, Mapping) or description.get("format") != FORMAT:
         raise ValueError("unknown format")
     name, arguments = description["layer"], description["arguments"]
     if name not in CLASSES:
         raise ValueError(f"unknown layer {name!r}")
-    return CLASSES[name](**arguments)
+    return name, arguments
 
 
-def _read_npz(source: Path) -> tuple[str | None, dict[str, Array]]:
+class NpzFile:
+    """A .npz file that may be damaged or hostile: only the headers of its members are read when it is opened.
+
+    A member has to be as long as the array that its header describes, and no longer than what is there can become. As
+    little memory as the members that are asked for need is used, whatever the others claim.
+    """
+
+    INFLATION = 1032  # DEFLATE makes at most so many bytes from one
+
+    def __init__(self, source: Path) -> None:
+        self._source = source
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        #: An array of each member's shape and dtype that takes no memory.
+        self.stand_ins: dict[str, Array] = {}
+        self._stream = open(source, "rb")  # noqa: SIM115 (closed by __exit__)
+        try:
+            with _damage_told(source):
+                self._archive = self._opened()
+                self._read_headers()
+                self.text = self._read_text()
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def read(self, shapes: Mapping[str, Shape]) -> dict[str, Array]:
+        """The members of these names and shapes; for another shape, and for a name not asked for, its stand-in."""
+        arrays = dict(self.stand_ins)
+        with _damage_told(self._source):
+            for name, shape in shapes.items():
+                if name in arrays and arrays[name].shape == shape:
+                    arrays[name] = self._read(name)
+        return arrays
+
+    def __enter__(self) -> NpzFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._archive.close()
+        self._stream.close()
+
+    def _opened(self) -> zipfile.ZipFile:
+        if self._stream.read(6) == b"\x93NUMPY":
+            raise ValueError("it holds a single array")
+        return zipfile.ZipFile(self._stream)
+
+    def _read_headers(self) -> None:
+        there = os.fstat(self._stream.fileno()).st_size
+        infos = self._archive.infolist()
+        if sum(info.compress_size for info in infos) > there:
+            raise ValueError("its members claim more bytes than it has")
+        for info in infos:
+            name = info.filename.removesuffix(".npy")
+            if name in self._members:
+                raise ValueError(f"it has two members {name}")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{name} is compressed by another method than DEFLATE")
+            if info.file_size > self.INFLATION * info.compress_size:
+                raise ValueError(f"{name} claims {info.file_size} bytes, which {info.compress_size} cannot become")
+            with self._archive.open(info) as member:
+                shape, dtype = _npy_header(member)
+                header = member.tell()
+            if info.file_size != header + math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"{name} has {info.file_size} bytes, which is not what {dtype} {list(shape)} needs")
+            if dtype.itemsize > MOST_TEXT:
+                raise ValueError(f"{name} has elements of {dtype.itemsize} bytes")
+            self._members[name], self.stand_ins[name] = info, np.broadcast_to(np.zeros((), dtype), shape)
+
+    def _read_text(self) -> str | None:
+        if KEY not in self._members:
+            return None
+        if self.stand_ins.pop(KEY).size != 1:
+            raise ValueError("its configuration is not one text")
+        return str(self._read(KEY))
+
+    def _read(self, name: str) -> Array:
+        with self._archive.open(self._members[name]) as member:
+            array: Array = np.lib.format.read_array(member, allow_pickle=False)
+            member.read()  # to the end, where the checksum is compared
+        return array
+
+
+def _npy_header(member: IO[bytes]) -> tuple[Shape, np.dtype[Any]]:
+    version = np.lib.format.read_magic(member)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"a member has version {version} of NumPy's format")
+    shape, _, dtype = readers[version](member)
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded when allow_pickle=False")
+    return shape, dtype
+
+
+@contextmanager
+def _damage_told(source: Path) -> Iterator[None]:
     try:
-        with open(source, "rb") as stream:
-            file = np.load(stream, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            with file:
-                arrays = {name: file[name] for name in file.files}
-    except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
+        yield
+    except MemoryError:
         raise
     except Exception as error:  # a damaged zip file raises anything: BadZipFile, zlib.error, EOFError, KeyError ...
         raise ValueError(f"{source} is not a readable .npz file: {error}") from error
-    text = arrays.pop(KEY, None)
-    return (None if text is None else str(text)), arrays
 
 
 def _read_safetensors(source: Path) -> tuple[str | None, dict[str, Array]]:
@@ -97,6 +216,7 @@ def _read_safetensors(source: Path) -> tuple[str | None, dict[str, Array]]:
     try:
         with library.safe_open(source, framework="numpy") as file:
             metadata = file.metadata() or {}
+            # Not larger than the file: the library compares its header's claims with that.
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator there)
     except Exception as error:  # the library raises SafetensorError, a direct subclass of Exception
         raise ValueError(f"{source} is not a readable .safetensors file: {error}") from error

@@ -1,0 +1,119 @@
+"""How many wrong kernels do the C++ tests notice?
+
+    python tests/mutate.py [numbers of mutations]
+
+Makes one deliberate mistake after another in a copy of csrc/kernel, builds the guard and the fuzz program for one
+instruction set, and says for each mistake whether they fail. Takes a quarter of an hour; not part of the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parents[1]
+ISA, FLAGS = "x86_64_v3", ["-march=x86-64-v3", "-mprefer-vector-width=256"]
+KERNEL_FLAGS = ["-ffp-contract=off", "-fno-math-errno", "-fno-exceptions", "-fno-rtti"]
+COMMON = [os.environ.get("CXX", "g++"), "-std=c++17", "-O1", "-pthread"]
+
+# File, text that occurs in it, what takes its place (at the first occurrence).
+MUTATIONS = [
+    ("cell_lstm.h", "fma(f, prev.c, i * g)", "fma(f, prev.c, i * o)"),
+    ("cell_lstm.h", "d_c * prev.c * d_sigmoid(f)", "d_c * prev.c * d_sigmoid(i)"),
+    ("cell_lstm.h", "{splat(T(0)), d_c * f}", "{splat(T(0)), d_c}"),
+    ("cell_gru.h", "d.h * (prev.h - n) * d_sigmoid(z)", "d.h * (n - prev.h) * d_sigmoid(z)"),
+    ("cell_gru.h", "fma(r, hn, a[2])", "fma(z, hn, a[2])"),
+    ("cell_rnn.h", "h > splat(T(0)) ? d.h", "h >= splat(T(0)) ? d.h"),
+    ("math.h", "0x1.62e4p-1f", "0x1.62e2p-1f"),
+    ("math.h", "x = x < splat(low) ? splat(low) : x;", "x = x >= splat(low) ? x : splat(low);"),
+    ("math.h", "magnitude > splat(Constants<T>::tanh_high)", "magnitude > splat(T(4))"),
+    ("gemm.h", "k < k_size; ++k) {\n    vec<T> w", "k < k_size - 1; ++k) {\n    vec<T> w"),
+    ("gemm.h", "most > left", "most > left + 1"),
+    ("gemm.h", "const int64_t next = rows * (j + 1) / tiles;",
+     "const int64_t next = min(rows, (j + 1) * tallest - 1);"),
+    ("gemm.h", "valid = min(width, out_size - at)", "valid = width"),
+    ("gemm.h", "add ? sums[r][p] + load_part(to, valid)", "add ? sums[r][p] + load(to)"),
+    ("gemm.h", "min(width, units - p * width),\n                                   min(width, k_size - k)",
+     "width,\n                                   min(width, k_size - k)"),
+    ("gemm.h", "transpose_square<T, true>", "transpose_square<T, false>"),
+    ("gemm.h", "vec<T>{};\n    accumulate<Map, height", "vec<T>{} + T(1e-7);\n    accumulate<Map, height"),
+    ("schedule.h", "if (lengths_[b] <= t) continue;", "if (lengths_[b] < t) continue;"),
+    ("schedule.h", "length(b) - 1 - t : t", "steps_ - 1 - t : t"),
+    ("schedule.h", "later_[latest_[b]] = row", "later_[row] = row"),
+    ("schedule.h", "if (b_[middle] < b)", "if (b_[middle] <= b)"),
+    ("layout.h", "out[C::h_columns::at(g) * width + lane] += b_hh[at]",
+     "out[C::x_columns::at(g) * width + lane] += b_hh[at]"),
+    ("layout.h", "ceil_div(192, max(1, batch))", "ceil_div(191, max(1, batch))"),
+    ("layout.h", "T(1 / (1 - pass.dropout))", "T(1)"),
+    ("forward.h", "schedule_.length(b)) + unit", "steps()) + unit"),
+    ("forward.h", "j % segment_steps(pass_) == 0", "j % segment_steps(pass_) == 1"),
+    ("forward.h", "layer.h0 ? load_n(layer.h0 + at, valid)", "layer.h0 ? load(layer.h0 + at)"),
+    ("forward.h", "store_part(layer.y.at(t, b) + unit, next.h, valid)", "store<T>(layer.y.at(t, b) + unit, next.h)"),
+    ("backward.h", "if (s > 0 || layer.d_h0)", "if (s > 0)"),
+    ("backward.h", "if (layer.d_y.data) d.h += ", "if (layer.d_y.data) d.h = "),
+    ("backward.h", "for (int64_t j = k; j < min(count, k + 16); ++j)", "for (int64_t j = k; j < k + 16; ++j)"),
+    ("backward.h", "clear(s.d_u, own,", "clear(s.d_w, own,"),
+]  # fmt: skip
+
+
+def build_common(folder: Path) -> list[Path]:
+    objects = []
+    for path in (*(SOURCE / "csrc").glob("*.cpp"), *(SOURCE / "tests/cpp").glob("*.cpp")):
+        if path.name in ("bindings.cpp", "kernels.cpp", "digest.cpp"):
+            continue
+        target = folder / f"{path.stem}.o"
+        defines = [f"-DRNNFAST_ISAS=ISA({ISA})", "-ffp-contract=off"]
+        subprocess.run([*COMMON, *defines, f"-I{SOURCE / 'csrc'}", "-c", path, "-o", target], check=True)
+        objects.append(target)
+    return objects
+
+
+def verdict(folder: Path, objects: list[Path]) -> str:
+    """Builds the kernels in `folder` and runs both programs; which of them failed, or an empty text."""
+    kernels = folder / "kernels.o"
+    flags = [*KERNEL_FLAGS, *FLAGS, f"-DRNNFAST_ISA_NAME={ISA}"]
+    subprocess.run([*COMMON, *flags, "-c", folder / "csrc/kernels.cpp", "-o", kernels], check=True)
+    failed = []
+    (folder / "empty").mkdir(exist_ok=True)
+    for name, arguments in (("guard", [ISA]), ("fuzz", [folder / "empty", "1500"])):
+        other = "fuzz.o" if name == "guard" else "guard.o"
+        program = folder / name
+        parts = [o for o in objects if o.name != other]
+        subprocess.run([*COMMON, *parts, kernels, "-o", program], check=True)
+        try:
+            if subprocess.run([program, *arguments], capture_output=True, timeout=120).returncode:
+                failed.append(name)
+        except subprocess.TimeoutExpired:
+            failed.append(f"{name} (does not end)")
+    return ", ".join(failed)
+
+
+def main() -> None:
+    chosen = [int(number) for number in sys.argv[1:]] or range(len(MUTATIONS))
+    caught = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        objects = build_common(folder)
+        shutil.copytree(SOURCE / "csrc", folder / "csrc")
+        if failed := verdict(folder, objects):
+            sys.exit(f"without a mistake there is one already: {failed}")
+        for number in chosen:
+            file, before, after = MUTATIONS[number]
+            path = folder / "csrc/kernel" / file
+            text = path.read_text(encoding="utf-8")
+            if before not in text:
+                sys.exit(f"{file} no longer has: {before}")
+            path.write_text(text.replace(before, after, 1), encoding="utf-8")
+            failed = verdict(folder, objects)
+            path.write_text(text, encoding="utf-8")
+            caught += bool(failed)
+            print(f"{number:3} {file:12} {failed or 'NOT CAUGHT':16} {before!r} -> {after!r}", flush=True)
+    print(f"{caught} of {len(chosen)} caught")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Memory: none is lost, running out of it is an error that leaves nothing half-done, and passes use what the formulas
+of docs/reliability.md say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import rnnfast as rf
+
+
+def run(code: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+GROWTH = """
+import resource
+import numpy as np
+import rnnfast as rf
+cells = [rf.RNN(3, 5, seed=0), rf.LSTM(3, 5, 2, bidirectional=True, seed=0), rf.GRU(3, 5, dropout=0.5, num_layers=2)]
+frozen = [cell.freeze() for cell in cells]
+x = np.zeros((12, 9, 3), np.float32)
+def calls(count):
+    for j in range(count):
+        cell, part = cells[j % 3], x[: j % 12, : j % 9]
+        match j % 8:
+            case 0:
+                output, _, tape = cell.forward(part, lengths=[j % (len(part) + 1)] * part.shape[1])
+                cell.backward(tape, output, per_step=True)
+            case 1:
+                frozen[j % 3].stream(j % 9 + 1) if j % 3 != 1 else None
+            case 2:
+                try:
+                    cell(part[:, :, :2])
+                except ValueError:
+                    pass
+            case _:
+                frozen[j % 3](part)
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+calls(20_000)
+before = resident()
+calls(100_000)
+print(resident() - before)
+"""
+
+
+def test_nothing_grows_over_a_hundred_thousand_calls_of_varying_shapes() -> None:
+    assert int(run(GROWTH)) < 1 << 20
+
+
+# Every call with less and less memory to be had, until it works: whichever allocation fails, it is a MemoryError, and
+# the layer and the arguments are what they were, so that the next call gives the right bits.
+EXHAUSTION = """
+import resource, sys
+import numpy as np
+import rnnfast as rf
+layer = {"LSTM": rf.LSTM, "GRU": rf.GRU, "RNN": rf.RNN}[sys.argv[1]](512, 512, 2, dropout=0.5, seed=0)
+x = np.random.default_rng(0).standard_normal((60, 32, 512), dtype=np.float32)
+weights = {name: array.copy() for name, array in layer.parameters.items()}
+with rf.threads(1):
+    want = layer(x)[0].tobytes()
+    output, state, tape = layer.forward(x)
+    gradients = layer.backward(tape, output).input.tobytes()
+    def size():
+        return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    failures = 0
+    for call, expected in (
+        (lambda: layer(x)[0], want),
+        (lambda: layer.backward(tape, output).input, gradients),
+        (lambda: layer.freeze()(x)[0], want),
+    ):
+        for spare in range(1 << 20, 1 << 30, 4 << 20):
+            resource.setrlimit(resource.RLIMIT_AS, (size() + spare, resource.RLIM_INFINITY))
+            try:
+                got = call()
+            except MemoryError:
+                failures += 1
+                continue
+            finally:
+                resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            assert got.tobytes() == expected
+            break
+        else:
+            raise SystemExit("it never worked")
+    assert all(np.array_equal(weights[name], array) for name, array in layer.parameters.items())
+print(failures)
+"""
+
+
+@pytest.mark.parametrize("cell", ["RNN", "LSTM", "GRU"])
+def test_running_out_of_memory_is_an_error_and_the_next_call_is_right(cell: str) -> None:
+    assert int(run(EXHAUSTION, cell)) >= 3
+
+
+# The greatest resident size of a pass beyond what was there before, with all arguments and results counted.
+PEAK = """
+import sys
+import numpy as np
+import rnnfast as rf
+cell, train, segments = sys.argv[1], sys.argv[2] == "train", int(sys.argv[3])
+T, B, I, H = 200, 64, 128, 256
+layer = {"LSTM": rf.LSTM, "GRU": rf.GRU, "RNN": rf.RNN}[cell](I, H, recompute=segments or None, seed=0)
+x = np.ones((T, B, I), np.float32)
+with rf.threads(1):
+    small = layer.forward(x[:1, :1])
+    layer.backward(small[2], small[0])
+    def read(name):
+        return next(int(l.split()[1]) << 10 for l in open("/proc/self/status") if l.startswith(name))
+    open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts anew
+    before = read("VmRSS")
+    if train:
+        output, _, tape = layer.forward(x)
+        layer.backward(tape, output)
+    else:
+        layer(x)
+    print(read("VmHWM") - before)
+"""
+
+COLUMNS = {"RNN": 1, "LSTM": 4, "GRU": 4}
+GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
+SAVED = {"RNN": 0, "LSTM": 5, "GRU": 4}
+MiB = 1 << 20
+
+
+def expected_peak(cell: str, train: bool, segments: int) -> int:
+    """The formulas of docs/reliability.md for one layer and direction, in bytes of float32."""
+    T, B, I, H = 200, 64, 128, 256
+    weights = GATES[cell] * H * (I + H + 2)
+    results = T * B * H
+    block = -(-192 // B) * B
+    steps = -(-T // segments) if segments else T
+    rows = -(-steps // (block // B)) * block if segments else T * B
+    if not train:
+        return 4 * (weights + results + 2 * B * H)
+    saved = rows * SAVED[cell] * H
+    working = block * (COLUMNS[cell] * H + I + H)
+    gradients = T * B * I + weights
+    return 4 * (weights * (4 if segments else 3) + gradients + results + saved + working)
+
+
+@pytest.mark.parametrize("cell", ["RNN", "LSTM", "GRU"])
+@pytest.mark.parametrize(("train", "segments"), [(False, 0), (True, 0), (True, 8)])
+def test_the_peak_of_a_pass_follows_the_formula(cell: str, train: bool, segments: int) -> None:
+    got = int(run(PEAK, cell, "train" if train else "call", str(segments)))
+    want = expected_peak(cell, train, segments)
+    # Allocators round up, and blocks of more than 4 MiB lie in whole huge pages.
+    assert got < 1.15 * want + 8 * MiB, (got / MiB, want / MiB)
+    if train and not segments:  # tight from below too, where the tape is most of it
+        assert got > 0.7 * want, (got / MiB, want / MiB)
+
+
+def test_a_tape_has_the_size_of_the_formula() -> None:
+    import numpy as np
+
+    for cell in (rf.RNN, rf.LSTM, rf.GRU):
+        layer = cell(16, 64, 2, bidirectional=True)
+        *_, tape = layer.forward(np.zeros((7, 5, 16), np.float32))
+        want = 4 * (2 * 2 * 7 * 5 * SAVED[cell.__name__] * 64 + 7 * 5 * 2 * 64)
+        assert want <= tape.nbytes <= want + 64 * 8

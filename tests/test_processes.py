@@ -1,0 +1,190 @@
+"""Processes and other libraries' threads: whatever starts a process, it finishes, with the same bits; no thread beyond
+those that were asked for; any number of Python threads.
+
+Everything runs in processes of its own: what is tested changes the whole process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from test_threads import backends, run
+
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
+each_backend = pytest.mark.parametrize("backend", backends())
+
+
+# A program as a file, because the children of spawn and forkserver import it.
+STARTED = """
+import multiprocessing, sys, warnings
+import numpy as np
+import rnnfast as rf
+
+def work(seed):
+    rf.set_num_threads(2)
+    x = np.random.default_rng(seed).standard_normal((40, 16, 64), dtype=np.float32)
+    layer = rf.LSTM(64, 128, seed=0)
+    output, _, tape = layer.forward(x)
+    return output.tobytes(), layer.backward(tape, output).input.tobytes()
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore", DeprecationWarning)
+    want = [work(seed) for seed in range(4)]
+    with multiprocessing.get_context(sys.argv[1]).Pool(2) as pool:
+        assert pool.map(work, range(4)) == want
+    assert [work(seed) for seed in range(4)] == want
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@each_backend
+def test_every_way_to_start_processes_after_use(tmp_path: Path, method: str, backend: str) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(STARTED, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(program), method],
+        env={**os.environ, "RNNFAST_THREADING": backend},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@needs_torch
+@each_backend
+def test_a_data_loader_with_workers_after_use(backend: str) -> None:
+    code = """
+import torch, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+want = results()
+frozen = layer.freeze()
+class Set(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+    def __getitem__(self, i):
+        return frozen(x[:, i : i + 2])[0]
+inside = [b for b in torch.utils.data.DataLoader(Set(), batch_size=1, num_workers=2)]
+for i, batch in enumerate(inside):
+    assert np.array_equal(batch[0].numpy(), frozen(x[:, i : i + 2])[0])
+assert results() == want
+"""
+    run(code, backend)
+
+
+@needs_torch
+@pytest.mark.parametrize(("backend", "first"), [("openmp", "torch"), ("openmp", "rnnfast"), ("pool", "rnnfast")])
+def test_torch_and_rnnfast_in_one_process(backend: str, first: str) -> None:
+    """In either order of import: both work, and they share one OpenMP runtime."""
+    code = f"""
+import os, sys
+modules = ["torch", "rnnfast"]
+for name in modules if {first!r} == "torch" else modules[::-1]:
+    __import__(name)
+import numpy as np, torch, rnnfast as rf
+torch.set_num_threads(2)
+rf.set_num_threads(2)
+layer = rf.LSTM(64, 128, seed=0)
+x = np.random.default_rng(0).standard_normal((40, 16, 64), dtype=np.float32)
+other = torch.nn.LSTM(64, 128)
+other.load_state_dict({{k: torch.from_numpy(v) for k, v in layer.state_dict().items()}})
+want = layer(x)[0]
+for _ in range(5):
+    with torch.no_grad():
+        got = other(torch.from_numpy(x))[0].numpy()
+    assert np.abs(layer(x)[0] - got).max() < 1e-5
+    assert np.array_equal(layer(x)[0], want)
+runtimes = {{line.split()[-1] for line in open("/proc/self/maps") if "gomp" in line or "libomp" in line}}
+assert len(runtimes) == 1, runtimes
+"""
+    if backend not in backends():
+        pytest.skip("this build has no OpenMP")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "RNNFAST_THREADING": backend},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_more_threads_than_were_asked_for_inside_a_thread_pool() -> None:
+    """One caller has the workers; the others, who find them taken, run alone: 8 + 2 - 1 threads, not 8 * 2."""
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+def count():
+    return len(os.listdir("/proc/self/task"))
+start = count()
+most = []
+with ThreadPoolExecutor(8) as pool:
+    list(pool.map(lambda _: (results(), most.append(count())), range(64)))
+assert max(most) <= start + 8 + 1, (start, most)
+"""
+    run(code, "pool", OPENBLAS_NUM_THREADS="1")
+
+
+@each_backend
+def test_the_number_of_threads_can_be_changed_while_others_run(backend: str) -> None:
+    code = """
+import time
+want = results()
+stop = threading.Event()
+def change():
+    n = 0
+    while not stop.is_set():
+        n += 1
+        rf.set_num_threads(n % 4 + 1)
+        time.sleep(0.0005)
+others = [threading.Thread(target=change) for _ in range(2)]
+for other in others:
+    other.start()
+try:
+    for _ in range(30):
+        assert results() == want
+finally:
+    stop.set()
+for other in others:
+    other.join()
+"""
+    run(code, backend)
+
+
+# RNNFAST_SOAK is how many seconds; a minute and more shows what a second does not.
+SOAK = """
+import time
+seconds = float(os.environ.get("RNNFAST_SOAK", "2"))
+frozen = rf.GRU(48, 96, num_layers=2, seed=1).freeze()
+inputs = [np.random.default_rng(j).standard_normal((12, 9, 48), dtype=np.float32) for j in range(8)]
+def streamed(j):
+    stream = frozen.stream(9)
+    return np.stack([stream.step(x_t) for x_t in inputs[j]])
+want = [frozen(x)[0] for x in inputs]
+assert all(np.array_equal(streamed(j), want[j]) for j in range(8))
+end, counts, failed = time.monotonic() + seconds, [0] * 8, []
+def work(j):
+    while time.monotonic() < end:
+        if not np.array_equal(frozen(inputs[j])[0], want[j]) or not np.array_equal(streamed(j), want[j]):
+            failed.append(j)
+            return
+        counts[j] += 1
+threads = [threading.Thread(target=work, args=(j,)) for j in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert not failed and min(counts) > 0, (failed, counts)
+print(sum(counts))
+"""
+
+
+@each_backend
+def test_eight_threads_with_one_frozen_layer_and_streams_of_their_own(backend: str) -> None:
+    seconds = float(os.environ.get("RNNFAST_SOAK", "2"))
+    assert int(run(SOAK.replace("import time", f"import time\nsignal.alarm({int(seconds) + 60})"), backend).stdout) >= 8
