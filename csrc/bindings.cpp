@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -379,6 +380,15 @@ size_t tape_nbytes(const rf::Spec& spec, int64_t steps, int64_t batch, const std
   return spec.hidden_size ? rf::tape_bytes(table_named(isa), call) : 0;
 }
 
+// Bytes at an address that a tape may have, on huge pages where it is large.
+py::array new_tape(size_t bytes) {
+  auto memory = std::make_unique<rf::Memory>(bytes);
+  auto* data = static_cast<uint8_t*>(memory->data());
+  const py::capsule owner(memory.get(), [](void* p) { delete static_cast<rf::Memory*>(p); });
+  memory.release();
+  return py::array_t<uint8_t>(static_cast<py::ssize_t>(bytes), data, owner);
+}
+
 // --- one step at a time ---
 
 // Everything that does not change from step to step is set up once: a step checks two arrays, sets two pointers and
@@ -630,6 +640,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def("step", &Stream::step, "x"_a, "out"_a, "threads"_a);
 
   m.def("tape_nbytes", &tape_nbytes, "spec"_a, "steps"_a, "batch"_a, "isa"_a);
+  m.def("new_tape", &new_tape, "nbytes"_a);
   m.def("available_isas", &available_isas);
   m.def("default_isa", [] { return table_named("").isa; });
   m.def("apply", &apply, "isa"_a, "function"_a, "x"_a, "y"_a);

@@ -93,6 +93,7 @@ class Stream:
     def step(self, x: Array, out: Array | None, threads: int) -> Array: ...
 
 def tape_nbytes(spec: Spec, steps: int, batch: int, isa: str) -> int: ...  # without lengths and segments
+def new_tape(nbytes: int) -> NDArray[np.uint8]: ...  # for Pass
 def available_isas() -> list[str]: ...
 def default_isa() -> str: ...  # ValueError where RNNFAST_ISA names none
 

@@ -124,6 +124,11 @@ def pad(rows: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
     return padded, lengths
 
 
+def lengths_of(batch_sizes: Tensor) -> Tensor:
+    """[B], in the order of the rows: longest first."""
+    return (batch_sizes[:, None] > torch.arange(int(batch_sizes[0]))).sum(0)
+
+
 def unpad(padded: Tensor, lengths: Tensor) -> Tensor:
     rows, _ = torch._VF._pack_padded_sequence(padded, lengths, False)
     return rows  # type: ignore[no-any-return]
@@ -222,19 +227,9 @@ def run_cell(
 # --- with a tape ---
 
 
-def tape_shape(steps: Any, batch: Any, spec: _core.Spec, isa: str) -> Any:
+def tape_size(steps: Any, batch: Any, spec: _core.Spec, isa: str) -> Any:
     """Bytes of a tape, for any lengths: memory that is not touched costs nothing. The sizes may be symbolic."""
     return steps * batch * _core.tape_nbytes(spec, 1, 1, isa)
-
-
-class _Sequences(NamedTuple):
-    """Views in the engine's layout, [T, B, features]."""
-
-    x: np.ndarray[Any, Any]
-    y: np.ndarray[Any, Any]
-    lengths: Tensor | None
-    lengths_array: np.ndarray[Any, Any] | None
-    padded_y: Tensor | None  # of a PackedSequence
 
 
 def _to_engine(tensor: Tensor, batch_first: bool) -> np.ndarray[Any, Any]:
@@ -243,6 +238,15 @@ def _to_engine(tensor: Tensor, batch_first: bool) -> np.ndarray[Any, Any]:
     if tensor.stride(2) != 1 and tensor.shape[2] != 1:
         tensor = tensor.contiguous()
     return (tensor.transpose(0, 1) if batch_first else tensor).numpy()  # type: ignore[no-any-return]
+
+
+def _aligned(tape: Tensor) -> np.ndarray[Any, Any]:
+    """Hooks on saved tensors may have moved it."""
+    if tape.data_ptr() % 64 == 0:
+        return tape.numpy()  # type: ignore[no-any-return]
+    copy = _core.new_tape(tape.numel())
+    copy[:] = tape.numpy()
+    return copy
 
 
 def _pass(
@@ -275,7 +279,7 @@ def _pass(
         isa,
         threads(),
         0,
-        tape.numpy(),
+        _aligned(tape),
     )
 
 
@@ -301,7 +305,7 @@ def run_taped(
     h_n = _new((options.cells, batch, units), x)
     c_n = torch.empty_like(h_n) if options.mode == "LSTM" else None
     spec = spec_of(options, x.dtype, weights)
-    tape = torch.empty(tape_shape(first, second, spec, isa), dtype=torch.uint8, device="cpu")
+    tape = torch.from_numpy(_core.new_tape(tape_size(first, second, spec, isa)))
     _pass(x, y, h0, c0, h_n, c_n, weights, lengths, seed, tape, options, isa).forward()
     if lengths is not None:
         y = unpad(y, lengths)
