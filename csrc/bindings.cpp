@@ -338,7 +338,7 @@ class Pass {
 
   void set_tape(const py::object& given) {
     const size_t bytes = width() ? rf::tape_bytes(*table_, call_) : 0;
-    if (given.is_none()) {
+    if (given.is_none() || !bytes) {  // an empty array may lie anywhere
       tape_.allocate(bytes);
       call_.tape = tape_.data();
     } else {
