@@ -12,7 +12,7 @@ from ._engine import Options
 
 
 class _Cell(torch.nn.RNNCellBase):
-    """Before torch's class in the order of resolution, as `_Layer`."""
+    """Before torch's class in the order of resolution, as `_Layer`. Where gradients are kept torch's own cell runs."""
 
     @property
     def _mode(self) -> str:
@@ -21,7 +21,7 @@ class _Cell(torch.nn.RNNCellBase):
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As torch's, with its shapes and errors."""
         weights = _support.weights_of(self)
-        states = self._states(hx)
+        states = _support.states_of(hx, self._mode == "LSTM")
         if states is None or weights is None or not self._runs_here(input, states, weights):
             return super().forward(input, hx)
         batched = input.dim() == 2
@@ -32,32 +32,21 @@ class _Cell(torch.nn.RNNCellBase):
             new = [state.squeeze(0) for state in new]
         return tuple(new) if self._mode == "LSTM" else new[0]
 
-    def _states(self, hx: Any) -> list[Tensor | None] | None:
-        if hx is None:
-            return [None, None]
-        if self._mode != "LSTM":
-            return [hx, None] if isinstance(hx, Tensor) else None
-        good = isinstance(hx, (tuple, list)) and len(hx) == 2 and all(isinstance(h, Tensor) for h in hx)
-        return list(hx) if good else None
-
     def _runs_here(self, x: Any, states: list[Tensor | None], weights: list[Tensor]) -> bool:
         if not isinstance(x, Tensor) or x.dtype not in _engine.DTYPES or x.dim() not in (1, 2):
             return False
-        expected = (*x.shape[:-1], self.hidden_size)
-        if x.shape[-1] != self.input_size or any(
-            h is not None and (h.shape != expected or h.dtype != x.dtype) for h in states
-        ):
+        if x.shape[-1] != self.input_size:
             return False
-        if torch.compiler.is_compiling():
-            if torch.is_autocast_enabled("cpu") or any(t is not None and not t.is_cpu for t in (x, *states)):
-                return False
-        elif not _support.plain(x, *states) or _support.transformed():
-            return False
-        return _support.weights_fit(weights, x.dtype, self, self._mode)
+        return (
+            _support.states_fit(states, (*x.shape[:-1], self.hidden_size), x.dtype)
+            and _support.sound([x, *states])
+            # Packing the weights for one step costs more than torch's step: 2 to 3 times its training time.
+            and not _support.need_gradients((x, *states), weights)
+            and _support.weights_fit(weights, x.dtype, self, self._mode)
+        )
 
     def _run(self, x: Tensor, h: Tensor | None, c: Tensor | None, weights: list[Tensor]) -> list[Any]:
-        needs = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h, c, *weights))
-        if not (torch.compiler.is_compiling() or needs or _support.watched()):
+        if not (torch.compiler.is_compiling() or _support.watched()):
             return [state for state in _engine.run_cell(x, h, c, weights, self._mode) if state is not None]
         h0, c0 = (None if state is None else state.unsqueeze(0) for state in (h, c))
         _, h_n, c_n = _operators.recurrent(x.unsqueeze(0), h0, c0, weights, None, None, *Options(self._mode))

@@ -21,7 +21,7 @@ class _Layer(torch.nn.RNNBase):
         is_packed = isinstance(input, PackedSequence)
         x = input.data if is_packed else input
         batch_sizes = input.batch_sizes if is_packed else None
-        states = self._states(hx)
+        states = _support.states_of(hx, self.mode == "LSTM")
         weights = _support.weights_of(self)
         if states is None or weights is None or not self._runs_here(x, states, weights):
             return super().forward(input, hx)
@@ -39,24 +39,10 @@ class _Layer(torch.nn.RNNBase):
 
     # --- whether ---
 
-    def _states(self, hx: Any) -> list[Tensor | None] | None:
-        """h0 and c0, None for zeros; None where hx is no such thing."""
-        if hx is None:
-            return [None, None]
-        if self.mode != "LSTM":
-            return [hx, None] if isinstance(hx, Tensor) else None
-        good = isinstance(hx, (tuple, list)) and len(hx) == 2 and all(isinstance(h, Tensor) for h in hx)
-        return list(hx) if good else None
-
     def _runs_here(self, x: Any, states: list[Tensor | None], weights: list[Tensor]) -> bool:
         if not isinstance(x, Tensor) or x.dtype not in _engine.DTYPES or (self.proj_size and not _support.PROJECTIONS):
             return False
-        if torch.compiler.is_compiling():
-            if torch.is_autocast_enabled("cpu") or any(t is not None and not t.is_cpu for t in (x, *states)):
-                return False
-        elif not _support.plain(x, *states) or _support.transformed():
-            return False
-        return _support.weights_fit(weights, x.dtype, self, self.mode)
+        return _support.sound([x, *states]) and _support.weights_fit(weights, x.dtype, self, self.mode)
 
     def _fits(self, x: Tensor, states: list[Tensor | None], batch_sizes: Tensor | None, batch: Any) -> bool:
         if x.dim() != (3 if batch_sizes is None else 2) or x.shape[-1] != self.input_size:
@@ -64,7 +50,7 @@ class _Layer(torch.nn.RNNBase):
         if batch_sizes is None and x.shape[1 if self.batch_first else 0] == 0:
             return False
         expected = (self.num_layers * (2 if self.bidirectional else 1), batch, self.hidden_size)
-        return all(h is None or (h.shape == expected and h.dtype == x.dtype) for h in states)
+        return _support.states_fit(states, expected, x.dtype)
 
     # --- how ---
 
@@ -77,18 +63,12 @@ class _Layer(torch.nn.RNNBase):
             self.mode, self.num_layers, self.bidirectional, self.batch_first, self.dropout if drops else 0.0
         )
         traced = torch.compiler.is_compiling()
-        if not (traced or drops or self._needs_gradients(x, h0, c0, weights) or _support.watched()):
+        if not (traced or drops or _support.need_gradients((x, h0, c0), weights) or _support.watched()):
             return _engine.run(x, h0, c0, weights, batch_sizes, options)
         if batch_sizes is not None and h0 is None:  # the operator's shapes follow from h0
             h0 = x.new_zeros((options.cells, batch, self.hidden_size))
         seed = torch.empty((), dtype=torch.int64, device="cpu").random_() if drops else None
         return _operators.recurrent(x, h0, c0, weights, batch_sizes, seed, *options)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def _needs_gradients(x: Tensor, h0: Tensor | None, c0: Tensor | None, weights: list[Tensor]) -> bool:
-        if not torch.is_grad_enabled():
-            return False
-        return any(t is not None and t.requires_grad for t in (x, h0, c0, *weights))
 
     @staticmethod
     def _permuted(state: Tensor, order: Tensor | None) -> Tensor:

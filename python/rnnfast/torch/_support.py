@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from ._engine import DTYPES, GATES
 PROJECTIONS = False  # whether the engine has proj_size
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_CELL_NAMES = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
 
 
 def reason_against(module: torch.nn.Module) -> str | None:
@@ -35,24 +37,47 @@ def weights_of(module: Any) -> list[Tensor] | None:
     parameters = module._parameters
     names = module._flat_weights_names if isinstance(module, torch.nn.RNNBase) else _CELL_NAMES[: 4 if module.bias else 2]
     weights = [parameters[name] if name in parameters else getattr(module, name, None) for name in names]
-    return weights if all(isinstance(weight, Tensor) for weight in weights) else None  # type: ignore[return-value]
+    for weight in weights:
+        if not isinstance(weight, Tensor):
+            return None
+    return weights
 
 
-_CELL_NAMES = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+@functools.cache
+def _shapes(mode: str, inputs: int, units: int, layers: int, directions: int, bias: bool) -> list[torch.Size]:
+    rows, shapes = GATES[mode] * units, []
+    for layer in range(layers):
+        for _ in range(directions):
+            shapes += [torch.Size((rows, directions * units if layer else inputs)), torch.Size((rows, units))]
+            shapes += [torch.Size((rows,))] * 2 if bias else []
+    return shapes
 
 
 def weights_fit(weights: Sequence[Tensor], dtype: torch.dtype, module: Any, mode: str) -> bool:
     """Whether these are the tensors that the module was made for. What does not fit is torch's to explain."""
-    directions = 2 if getattr(module, "bidirectional", False) else 1
-    rows, units = GATES[mode] * module.hidden_size, module.hidden_size
-    each = 4 if module.bias else 2
-    for number, weight in enumerate(weights):
-        kind, cell = number % each, number // each
-        inputs = module.input_size if cell < directions else directions * units
-        shape = (rows, inputs) if kind == 0 else (rows, units) if kind == 1 else (rows,)
-        if weight.shape != shape or weight.dtype != dtype or not weight.is_cpu or weight.layout != torch.strided:
+    layers, directions = 1, 1
+    if isinstance(module, torch.nn.RNNBase):
+        layers, directions = module.num_layers, 2 if module.bidirectional else 1
+    if [w.shape for w in weights] != _shapes(
+        mode, module.input_size, module.hidden_size, layers, directions, module.bias
+    ):
+        return False
+    for weight in weights:  # here and below: loops, where any() would cost a microsecond more
+        if weight.dtype != dtype or not weight.is_cpu or weight.layout != torch.strided:
             return False
     return True
+
+
+def need_gradients(tensors: Sequence[Tensor | None], weights: Sequence[Tensor]) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    for tensor in tensors:
+        if tensor is not None and tensor.requires_grad:
+            return True
+    for weight in weights:
+        if weight.requires_grad:
+            return True
+    return False
 
 
 def transformed() -> bool:
@@ -74,6 +99,36 @@ def watched() -> bool:
     )
 
 
-def plain(*tensors: Tensor | None) -> bool:
+def plain(tensors: Sequence[Tensor | None]) -> bool:
     """Dense CPU tensors and no subclasses, which may mean anything."""
-    return all(t is None or (type(t) in _PLAIN and t.is_cpu and t.layout == torch.strided) for t in tensors)
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if type(tensor) not in _PLAIN or not tensor.is_cpu or tensor.layout != torch.strided:
+            return False
+    return True
+
+
+def sound(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether rnnfast may run on x and the states in this moment."""
+    if torch.compiler.is_compiling():
+        return not torch.is_autocast_enabled("cpu") and all(t is None or t.is_cpu for t in tensors)
+    return plain(tensors) and not transformed()
+
+
+def states_of(hx: Any, is_lstm: bool) -> list[Tensor | None] | None:
+    """h0 and c0, None for zeros; None where hx is no such thing."""
+    if hx is None:
+        return [None, None]
+    if not is_lstm:
+        return [hx, None] if isinstance(hx, Tensor) else None
+    if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+        return None
+    return list(hx) if isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor) else None
+
+
+def states_fit(states: Sequence[Tensor | None], shape: tuple[Any, ...], dtype: torch.dtype) -> bool:
+    for state in states:
+        if state is not None and (state.shape != shape or state.dtype != dtype):
+            return False
+    return True
