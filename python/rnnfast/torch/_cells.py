@@ -33,13 +33,12 @@ class _Cell(torch.nn.RNNCellBase):
         return tuple(new) if self._mode == "LSTM" else new[0]
 
     def _runs_here(self, x: Any, states: list[Tensor | None], weights: list[Tensor]) -> bool:
-        if not isinstance(x, Tensor) or x.dtype not in _engine.DTYPES or x.dim() not in (1, 2):
+        if not isinstance(x, Tensor) or x.dtype not in _engine.DTYPES or not _support.sound([x, *states]):
             return False
-        if x.shape[-1] != self.input_size:
+        if x.dim() not in (1, 2) or x.shape[-1] != self.input_size:
             return False
         return (
             _support.states_fit(states, (*x.shape[:-1], self.hidden_size), x.dtype)
-            and _support.sound([x, *states])
             # Packing the weights for one step costs more than torch's step: 2 to 3 times its training time.
             and not _support.need_gradients((x, *states), weights)
             and _support.weights_fit(weights, x.dtype, self, self._mode)

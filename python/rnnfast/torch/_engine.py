@@ -45,7 +45,8 @@ def _spec(mode: str, dtype: torch.dtype, inputs: int, units: int, layers: int, d
 
 def spec_of(options: Options, dtype: torch.dtype, weights: Sequence[Tensor]) -> _core.Spec:
     directions = 2 if options.bidirectional else 1
-    return _spec(options.mode, dtype, weights[0].shape[1], weights[1].shape[1], options.num_layers, directions)
+    inputs, units = int(weights[0].shape[1]), int(weights[1].shape[1])
+    return _spec(options.mode, dtype, inputs, units, options.num_layers, directions)
 
 
 def threads() -> int:

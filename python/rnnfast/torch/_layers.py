@@ -67,7 +67,7 @@ class _Layer(torch.nn.RNNBase):
             return _engine.run(x, h0, c0, weights, batch_sizes, options)
         if batch_sizes is not None and h0 is None:  # the operator's shapes follow from h0
             h0 = x.new_zeros((options.cells, batch, self.hidden_size))
-        seed = torch.empty((), dtype=torch.int64, device="cpu").random_() if drops else None
+        seed = torch.randint(2**63 - 1, (), device="cpu") if drops else None
         return _operators.recurrent(x, h0, c0, weights, batch_sizes, seed, *options)  # type: ignore[no-any-return]
 
     @staticmethod

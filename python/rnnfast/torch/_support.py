@@ -43,7 +43,6 @@ def weights_of(module: Any) -> list[Tensor] | None:
     return weights
 
 
-@functools.cache
 def _shapes(mode: str, inputs: int, units: int, layers: int, directions: int, bias: bool) -> list[torch.Size]:
     rows, shapes = GATES[mode] * units, []
     for layer in range(layers):
@@ -53,14 +52,17 @@ def _shapes(mode: str, inputs: int, units: int, layers: int, directions: int, bi
     return shapes
 
 
+_known_shapes = functools.cache(_shapes)
+
+
 def weights_fit(weights: Sequence[Tensor], dtype: torch.dtype, module: Any, mode: str) -> bool:
     """Whether these are the tensors that the module was made for. What does not fit is torch's to explain."""
     layers, directions = 1, 1
     if isinstance(module, torch.nn.RNNBase):
         layers, directions = module.num_layers, 2 if module.bidirectional else 1
-    if [w.shape for w in weights] != _shapes(
-        mode, module.input_size, module.hidden_size, layers, directions, module.bias
-    ):
+    shapes = _shapes if torch.compiler.is_compiling() else _known_shapes  # Dynamo warns of caches
+    expected = shapes(mode, module.input_size, module.hidden_size, layers, directions, module.bias)
+    if [weight.shape for weight in weights] != expected:
         return False
     for weight in weights:  # here and below: loops, where any() would cost a microsecond more
         if weight.dtype != dtype or not weight.is_cpu or weight.layout != torch.strided:
