@@ -620,8 +620,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def(py::init<const rf::Spec&, const py::sequence&, const std::string&>(), "spec"_a, "weights"_a, "isa"_a)
       .def_property_readonly("isa", [](const Packed& p) { return p.table.isa; })
       .def_property_readonly("nbytes", [](const Packed& p) { return p.bytes.size(); })
-      .def("run", &Packed::run, "steps"_a, "batch"_a, "x"_a, "x_strides"_a, "y"_a, "y_strides"_a, "h0"_a, "c0"_a, "hn"_a,
-           "cn"_a, "lengths"_a, "threads"_a);
+      .def("run", &Packed::run, "steps"_a, "batch"_a, "x"_a, "x_strides"_a, "y"_a, "y_strides"_a, "h0"_a, "c0"_a,
+           "hn"_a, "cn"_a, "lengths"_a, "threads"_a);
 
   py::class_<Pass>(m, "Pass")
       .def(py::init<const rf::Spec&, const py::object&, const py::array&, const py::array&, const py::object&,

@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 2 examples/distributed.py
 
 Every process trains on its own part of each batch; gradients are averaged over the processes (gloo). The task: digits
-are read one by one, and at the end it is to be told how many were even. The first process prints the loss and, last, how
-many of a held-out set all processes together get right. `--framework torch` runs PyTorch's own GRU instead.
+are read one by one, and at the end it is to be told how many were even. The first process prints the loss and, last,
+how many of a held-out set all processes together get right. `--framework torch` runs PyTorch's own GRU instead.
 """
 
 from __future__ import annotations

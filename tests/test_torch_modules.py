@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -64,7 +65,9 @@ def outputs_and_gradients(module: Any, x: Any, hx: Any, lengths: Any = None) -> 
         given = pack_padded_sequence(x, lengths, batch_first=module.batch_first, enforce_sorted=False)
     results = flat(module(given, hx))
     wanted = [x, *(flat(hx) if hx is not None else []), *module.parameters()]
-    loss = sum((tensor * torch.linspace(-1, 1, tensor.numel(), dtype=x.dtype).view(tensor.shape)).sum() for tensor in results)
+    loss = sum(
+        (tensor * torch.linspace(-1, 1, tensor.numel(), dtype=x.dtype).view(tensor.shape)).sum() for tensor in results
+    )
     return [*results, *torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)]
 
 
@@ -94,7 +97,9 @@ def nodes_behind(tensor: Any) -> int:
 
 
 @pytest.mark.parametrize("form", ["time first", "batch first", "unbatched", "not contiguous", "packed"])
-@pytest.mark.parametrize(("layers", "bidirectional", "bias"), list(itertools.product([1, 2], [False, True], [False, True])))
+@pytest.mark.parametrize(
+    ("layers", "bidirectional", "bias"), list(itertools.product([1, 2], [False, True], [False, True]))
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_layers_give_torchs_results_and_gradients(
@@ -162,7 +167,7 @@ def test_gradients_of_gradients_agree_with_finite_differences(kind: str) -> None
     layer = getattr(rt, kind)(2, 3, 2, bidirectional=True, dropout=0.4, dtype=torch.float64)
     names = [name for name, _ in layer.named_parameters()]
 
-    def run(x: Any, *parameters: Any) -> Any:
+    def run(packed: bool, x: Any, *parameters: Any) -> Any:
         torch.manual_seed(1)  # the same masks in every evaluation
         given = pack_padded_sequence(x, [2, 3], enforce_sorted=False) if packed else x
         output, state = torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (given,))
@@ -171,8 +176,8 @@ def test_gradients_of_gradients_agree_with_finite_differences(kind: str) -> None
     x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
     parameters = [value.detach().clone().requires_grad_() for value in layer.parameters()]
     for packed in (False, True):
-        assert torch.autograd.gradcheck(run, (x, *parameters), fast_mode=True)
-        assert torch.autograd.gradgradcheck(run, (x, *parameters), fast_mode=True)
+        assert torch.autograd.gradcheck(partial(run, packed), (x, *parameters), fast_mode=True)
+        assert torch.autograd.gradgradcheck(partial(run, packed), (x, *parameters), fast_mode=True)
 
 
 @pytest.mark.parametrize("kind", LAYERS)

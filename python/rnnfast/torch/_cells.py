@@ -69,10 +69,10 @@ class RNNCell(_Cell, torch.nn.RNNCell):
 class LSTMCell(_Cell, torch.nn.LSTMCell):
     """`torch.nn.LSTMCell`, run by rnnfast's kernels: same arguments, parameters, results and errors."""
 
-    _mode = "LSTM"  # type: ignore[assignment]
+    _mode = "LSTM"
 
 
 class GRUCell(_Cell, torch.nn.GRUCell):
     """`torch.nn.GRUCell`, run by rnnfast's kernels: same arguments, parameters, results and errors."""
 
-    _mode = "GRU"  # type: ignore[assignment]
+    _mode = "GRU"

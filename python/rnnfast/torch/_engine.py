@@ -1,9 +1,8 @@
 """The engine on tensors: weights packed and cached, the pass that keeps nothing, and the pair that keeps a tape.
 
 The functions here know nothing of autograd. They take CPU tensors of one dtype, float32 or float64; who calls them has
-checked shapes. x and y are [T, B, features], or [B, T, features] with `batch_first`, or, with `batch_sizes`, the rows of
-a PackedSequence [sum of lengths, features]. States are [L*D, B, H]. c is None, or empty as a result, unless the mode is
-LSTM.
+checked shapes. x and y are [T, B, features], or [B, T, features] with `batch_first`, or, with `batch_sizes`, the rows
+of a PackedSequence [sum of lengths, features]. States are [L*D, B, H]; c is None unless the mode is LSTM.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def current_isa() -> str:
 
 def array(tensor: Tensor) -> np.ndarray[Any, Any]:
     """The tensor's own memory, or that of a dense copy."""
-    return tensor.detach().contiguous().resolve_neg().numpy()  # type: ignore[no-any-return]
+    return tensor.detach().contiguous().resolve_neg().numpy()
 
 
 def _optional_array(tensor: Tensor | None) -> np.ndarray[Any, Any] | None:
@@ -86,7 +85,7 @@ _entries: dict[tuple[Any, ...], _Entry] = {}
 
 
 def packed_weights(spec: _core.Spec, weights: Sequence[Tensor]) -> _core.Packed:
-    """From the cache, where these tensors were packed before and neither their address nor their version has changed."""
+    """From the cache, where these tensors were packed before and neither address nor version of one has changed."""
     isa = _settings.context_isa.get()
     key = (spec, isa, *map(id, weights))
     try:
@@ -132,7 +131,7 @@ def lengths_of(batch_sizes: Tensor) -> Tensor:
 
 def unpad(padded: Tensor, lengths: Tensor) -> Tensor:
     rows, _ = torch._VF._pack_padded_sequence(padded, lengths, False)
-    return rows  # type: ignore[no-any-return]
+    return rows
 
 
 # --- without gradients ---
@@ -238,13 +237,13 @@ def _to_engine(tensor: Tensor, batch_first: bool) -> np.ndarray[Any, Any]:
     tensor = tensor.detach().resolve_neg()
     if tensor.stride(2) != 1 and tensor.shape[2] != 1:
         tensor = tensor.contiguous()
-    return (tensor.transpose(0, 1) if batch_first else tensor).numpy()  # type: ignore[no-any-return]
+    return (tensor.transpose(0, 1) if batch_first else tensor).numpy()
 
 
 def _aligned(tape: Tensor) -> np.ndarray[Any, Any]:
     """Hooks on saved tensors may have moved it."""
     if tape.data_ptr() % 64 == 0:
-        return tape.numpy()  # type: ignore[no-any-return]
+        return tape.numpy()
     copy = _core.new_tape(tape.numel())
     copy[:] = tape.numpy()
     return copy
@@ -354,9 +353,7 @@ def run_backward(
     grad_h0 = _new(state, x) if wanted.h0 else None
     grad_c0 = _new(state, x) if wanted.c0 else None
     grad_weights = [_new(tuple(w.shape), x) if want else None for w, want in zip(weights, wanted.weights, strict=True)]
-    forward = _pass(
-        x, y, h0, c0, unused, unused if is_lstm else None, weights, lengths, seed, tape, options, isa
-    )
+    forward = _pass(x, y, h0, c0, unused, unused if is_lstm else None, weights, lengths, seed, tape, options, isa)
     forward.backward(
         None if grad_y is None else _to_engine(grad_y, options.batch_first),
         _optional_array(grad_h_n),

@@ -31,7 +31,7 @@ class _Layer(torch.nn.RNNBase):
         if not batched:
             x = x.unsqueeze(0 if self.batch_first else 1)
             states = [None if h is None else h.unsqueeze(1) for h in states]
-        batch = int(batch_sizes[0]) if is_packed else x.shape[0] if self.batch_first else x.shape[1]
+        batch = int(batch_sizes[0]) if batch_sizes is not None else x.shape[0] if self.batch_first else x.shape[1]
         if not self._fits(x, states, batch_sizes, batch):
             return super().forward(input, hx)
         y, h_n, c_n = self._run(x, states, weights, batch_sizes, batch)
@@ -68,7 +68,7 @@ class _Layer(torch.nn.RNNBase):
         if batch_sizes is not None and h0 is None:  # the operator's shapes follow from h0
             h0 = x.new_zeros((options.cells, batch, self.hidden_size))
         seed = torch.randint(2**63 - 1, (), device="cpu") if drops else None
-        return _operators.recurrent(x, h0, c0, weights, batch_sizes, seed, *options)  # type: ignore[no-any-return]
+        return _operators.recurrent(x, h0, c0, weights, batch_sizes, seed, *options)
 
     @staticmethod
     def _permuted(state: Tensor, order: Tensor | None) -> Tensor:

@@ -1,9 +1,9 @@
 """A stack of layers as operators of torch, with autograd.
 
-`rnnfast::recurrent` is what a model calls; under autograd it becomes one node, which runs `rnnfast::recurrent_taped` and,
-on the way back, `rnnfast::recurrent_backward`. Each has a fake implementation, so that torch.compile and torch.export see
-shapes where there are no values. The autograd part is written by hand, because that of torch.library.register_autograd
-costs 90 us a call where this one costs 20.
+`rnnfast::recurrent` is what a model calls; under autograd it becomes one node, which runs `rnnfast::recurrent_taped`
+and, on the way back, `rnnfast::recurrent_backward`. Each has a fake implementation, so that torch.compile and
+torch.export see shapes where there are no values. The autograd part is written by hand, because that of
+torch.library.register_autograd costs 90 us a call where this one costs 20.
 """
 
 from __future__ import annotations
@@ -61,10 +61,24 @@ def _taped_cpu(
     return y, h_n, _or_empty(c_n, x), tape
 
 
-def _backward_cpu(*arguments: Any) -> list[Tensor]:
-    *inputs, mode, num_layers, bidirectional, batch_first, dropout, isa, wanted = arguments
-    options = Options(mode, num_layers, bidirectional, batch_first, dropout)
-    return _engine.run_backward(*inputs, options, isa, Wanted(wanted[0], wanted[1], wanted[2], wanted[3:]))
+def _backward_cpu(
+    grad_y: Any,
+    grad_h_n: Any,
+    grad_c_n: Any,
+    x: Tensor,
+    h0: Any,
+    c0: Any,
+    weights: list[Tensor],
+    batch_sizes: Any,
+    seed: Any,
+    y: Tensor,
+    tape: Tensor,
+    *rest: Any,
+) -> list[Tensor]:
+    *options, isa, wanted = rest
+    inputs = (x, h0, c0, weights, batch_sizes, seed)
+    asked = Wanted(wanted[0], wanted[1], wanted[2], wanted[3:])
+    return _engine.run_backward(grad_y, grad_h_n, grad_c_n, *inputs, y, tape, Options(*options), isa, asked)
 
 
 _library.impl("recurrent", _recurrent_cpu, "CPU")
@@ -157,10 +171,10 @@ def _recurrent_autograd(
     x: Tensor, h0: Any, c0: Any, weights: list[Tensor], batch_sizes: Any, seed: Any, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights)):
-        result = _Recurrent.apply(Options(*options), x, h0, c0, batch_sizes, seed, *weights)  # type: ignore[no-untyped-call]
-        return result  # type: ignore[no-any-return]
+        result = _Recurrent.apply(Options(*options), x, h0, c0, batch_sizes, seed, *weights)
+        return result
     with torch._C._AutoDispatchBelowAutograd():
-        return recurrent(x, h0, c0, weights, batch_sizes, seed, *options)  # type: ignore[no-any-return]
+        return recurrent(x, h0, c0, weights, batch_sizes, seed, *options)
 
 
 _library.impl("recurrent", _recurrent_autograd, "Autograd")

@@ -23,7 +23,7 @@ _TORCHS = {ours: theirs for theirs, ours in _OURS.items()}
 
 
 def _exchange(module: torch.nn.Module, classes: dict[type, type]) -> bool:
-    """The class alone changes, so that the module stays the same object, with all that it has and all that refers to it."""
+    """Changes the class alone: the module stays the same object, with all that it has and all that refers to it."""
     kind = type(module)
     if kind in classes:
         module.__class__ = classes[kind]
@@ -42,7 +42,7 @@ def accelerate(model: Model) -> Model:
     checkpoints and references to them stay good. `explain` lists what was left and why; `restore` undoes it.
     """
     for module in model.modules():
-        if _support.reason_against(module) is None if _is_recurrent(module) else False:
+        if _is_recurrent(module) and _support.reason_against(module) is None:
             _exchange(module, _OURS)
     return model
 

@@ -35,7 +35,9 @@ def reason_against(module: torch.nn.Module) -> str | None:
 def weights_of(module: Any) -> list[Tensor] | None:
     """In the engine's order; None where one is missing or is no tensor."""
     parameters = module._parameters
-    names = module._flat_weights_names if isinstance(module, torch.nn.RNNBase) else _CELL_NAMES[: 4 if module.bias else 2]
+    names = (
+        module._flat_weights_names if isinstance(module, torch.nn.RNNBase) else _CELL_NAMES[: 4 if module.bias else 2]
+    )
     weights = [parameters[name] if name in parameters else getattr(module, name, None) for name in names]
     for weight in weights:
         if not isinstance(weight, Tensor):
@@ -83,7 +85,7 @@ def need_gradients(tensors: Sequence[Tensor | None], weights: Sequence[Tensor]) 
 
 
 def transformed() -> bool:
-    """Whether something is under way that only torch's own operations know: autocast, torch.func, jit.trace, dual numbers."""
+    """Whether something is on that only torch's own operations know: autocast, torch.func, jit.trace, dual numbers."""
     return (
         torch.is_autocast_enabled("cpu")
         or torch._C._functorch.peek_interpreter_stack() is not None
