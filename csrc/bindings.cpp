@@ -15,6 +15,7 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "memory.h"
@@ -164,6 +165,19 @@ std::string get_backend() {
                         " names no thread backend; this build has: " + rf::available_backends());
 }
 
+// In multiplications, about.
+int64_t step_work(const rf::Spec& spec, int64_t batch) {
+  int64_t work = 0;
+  for (int64_t l = 0; l < spec.num_layers; ++l)
+    work +=
+        rf::gates_of(spec.cell) * rf::units_of(spec, l) * (rf::inputs_of(spec, l) + rf::outputs_of(spec, l)) * batch;
+  return work;
+}
+
+// Below this work, about 20 us, the GIL is kept: giving it away means waiting, up to 5 ms, behind a thread that is busy
+// in Python.
+constexpr int64_t worth_releasing = 1 << 20;
+
 int threads_or_default(int threads) { return threads != 0 ? threads : rf::get_num_threads(); }
 
 // --- arrays ---
@@ -303,6 +317,9 @@ std::vector<Struct> per_cell(const Spec& spec, const py::sequence& arrays, Point
   return result;
 }
 
+// Memory that the caller has checked: tensors of a framework, of which NumPy cannot make arrays as fast as a step runs.
+template <class Pointer> Pointer at(uintptr_t address) { return reinterpret_cast<Pointer>(address); }
+
 struct Packed {
   Spec spec;
   const rf::KernelTable& table;
@@ -314,6 +331,31 @@ struct Packed {
     bytes.allocate(rf::packed_bytes(table, spec));
     py::gil_scoped_release unlocked;
     rf::pack(table, spec, weights.data(), bytes.data());
+  }
+
+  // One forward pass on raw addresses; strides in elements, 0 for null. See rf::Forward for the shapes.
+  void run(int64_t steps, int64_t batch, uintptr_t x, std::pair<int64_t, int64_t> x_strides, uintptr_t y,
+           std::pair<int64_t, int64_t> y_strides, uintptr_t h0, uintptr_t c0, uintptr_t hn, uintptr_t cn,
+           uintptr_t lengths, int threads) const {
+    rf::Forward call;
+    call.spec = spec;
+    call.steps = steps;
+    call.batch = batch;
+    call.packed = bytes.data();
+    call.x = {at<const void*>(x), x_strides.first, x_strides.second};
+    call.y = {at<void*>(y), y_strides.first, y_strides.second};
+    call.h0 = at<const void*>(h0);
+    call.c0 = at<const void*>(c0);
+    call.hn = at<void*>(hn);
+    call.cn = at<void*>(cn);
+    call.lengths = at<const int64_t*>(lengths);
+    call.threads = threads_or_default(threads);
+    if (step_work(spec, batch) * steps < worth_releasing) {
+      rf::forward(table, call);
+    } else {
+      call.interrupted = ask_python;
+      run_interruptibly([&] { return rf::forward(table, call); });
+    }
   }
 };
 
@@ -351,8 +393,7 @@ class Pass {
       set_option(option.first.cast<std::string>(), py::reinterpret_borrow<py::object>(option.second));
     if (!train) return;
     require_masks();
-    tape_.allocate(spec_.hidden_size ? rf::tape_bytes(*table_, call_) : 0);
-    call_.tape = tape_.data();
+    set_tape(options.contains("tape") ? py::object(options["tape"]) : py::none());
   }
 
   void forward() {
@@ -417,6 +458,18 @@ class Pass {
     }
   }
 
+  void set_tape(const py::object& given) {
+    const size_t bytes = spec_.hidden_size ? rf::tape_bytes(*table_, call_) : 0;
+    if (given.is_none() || !bytes) {  // an empty array may lie anywhere
+      tape_.allocate(bytes);
+      call_.tape = tape_.data();
+    } else {
+      const auto size = static_cast<int64_t>(py::len(given));
+      call_.tape = output(given, "tape", py::dtype::of<uint8_t>(), {size});
+      if (static_cast<size_t>(size) < bytes) throw py::value_error("the tape is too small");
+    }
+  }
+
   void set_lengths(const py::object& lengths) {
     if (lengths.is_none()) return;
     call_.lengths = static_cast<const int64_t*>(input(lengths, "lengths", py::dtype::of<int64_t>(), {batch()}));
@@ -440,7 +493,7 @@ class Pass {
     } else if (name == "gates") {
       const int64_t width = spec_.num_directions * rf::gates_of(spec_.cell) * units;
       call_.gates = view<void>(value, "gates", type_, {steps(), batch(), width});
-    } else if (!value.is_none()) {
+    } else if (name != "tape" && !value.is_none()) {
       set_masks(name, value.cast<py::sequence>());
     }
   }
@@ -503,6 +556,23 @@ class Pass {
   py::dtype type_;
 };
 
+size_t tape_nbytes(const Spec& spec, int64_t steps, int64_t batch, const std::string& isa) {
+  rf::Forward call;
+  call.spec = spec;
+  call.steps = steps;
+  call.batch = batch;
+  return spec.hidden_size ? rf::tape_bytes(table_named(isa), call) : 0;
+}
+
+// Bytes at an address that a tape may have, on huge pages where it is large.
+py::array new_tape(size_t bytes) {
+  auto memory = std::make_unique<rf::Memory>(bytes);
+  auto* data = static_cast<uint8_t*>(memory->data());
+  const py::capsule owner(memory.get(), [](void* p) { delete static_cast<rf::Memory*>(p); });
+  memory.release();
+  return py::array_t<uint8_t>(static_cast<py::ssize_t>(bytes), data, owner);
+}
+
 // --- one step at a time ---
 
 // Everything that does not change from step to step is set up once: a step checks two arrays, sets two pointers and
@@ -525,9 +595,7 @@ class Stream {
     x_copy_.allocate(static_cast<size_t>(batch() * spec.input_size) * item);
     call_.x.stride_b = spec.input_size;
     call_.y.stride_b = outputs_;
-    for (int64_t l = 0; l < spec_.num_layers; ++l)
-      work_ += rf::gates_of(spec.cell) * rf::units_of(spec_, l) * (rf::inputs_of(spec_, l) + rf::outputs_of(spec_, l)) *
-               batch();
+    work_ = step_work(spec_, batch());
     set_threads(1);
   }
 
@@ -553,10 +621,9 @@ class Stream {
     ~Running() { flag.clear(std::memory_order_release); }
   };
 
-  // In multiplications of a step. Below the first, about 1 us, no second thread can help, and asking the environment
-  // how many there may be would cost a sixth of it. Below the second, about 20 us, the GIL is kept: giving it away
-  // means waiting, up to 5 ms, behind a thread that is busy in Python.
-  static constexpr int64_t worth_sharing = 1 << 15, worth_releasing = 1 << 20;
+  // Below this work of a step, about 1 us, no second thread can help, and asking the environment how many there may be
+  // would cost a sixth of it.
+  static constexpr int64_t worth_sharing = 1 << 15;
 
   // [L, B, S] and [L, B, H]; where layers have sizes of their own, all elements in one axis.
   void set_state(const py::array& h, const py::object& c) {
@@ -738,7 +805,9 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   py::class_<Packed>(m, "Packed")
       .def(py::init<const Spec&, const py::sequence&, const std::string&>(), "spec"_a, "weights"_a, "isa"_a)
       .def_property_readonly("isa", [](const Packed& p) { return p.table.isa; })
-      .def_property_readonly("nbytes", [](const Packed& p) { return p.bytes.size(); });
+      .def_property_readonly("nbytes", [](const Packed& p) { return p.bytes.size(); })
+      .def("run", &Packed::run, "steps"_a, "batch"_a, "x"_a, "x_strides"_a, "y"_a, "y_strides"_a, "h0"_a, "c0"_a,
+           "hn"_a, "cn"_a, "lengths"_a, "threads"_a);
 
   py::class_<Pass>(m, "Pass")
       .def(py::init<const Spec&, const py::object&, const py::array&, const py::array&, const py::object&,
@@ -756,6 +825,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
            "c"_a)
       .def("step", &Stream::step, "x"_a, "out"_a, "threads"_a);
 
+  m.def("tape_nbytes", &tape_nbytes, "spec"_a, "steps"_a, "batch"_a, "isa"_a);
+  m.def("new_tape", &new_tape, "nbytes"_a);
   m.def("available_isas", &available_isas);
   m.def("default_isa", [] { return table_named("").isa; });
   m.def("apply", &apply, "isa"_a, "function"_a, "x"_a, "y"_a);
@@ -763,7 +834,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("measure_read", &measure_read, "isa"_a, "bytes"_a, "threads"_a, "seconds"_a);
   m.def("dropout_mask", &dropout_mask, "seed"_a, "p"_a, "layer"_a, "steps"_a, "batch"_a, "width"_a);
   m.def("set_num_threads", &rf::set_num_threads, "n"_a);
-  m.def("get_num_threads", &rf::get_num_threads);
+  m.def("get_num_threads", &rf::get_num_threads, "otherwise"_a = 0);
   m.def("set_backend", &set_backend, "name"_a);
   m.def("get_backend", &get_backend);
   m.def("config", &config);

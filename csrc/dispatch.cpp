@@ -112,10 +112,12 @@ void check(const Spec& spec) {
 }
 
 // All that a layer and direction has to have; a bias may be missing.
-template <class Void> void check_parameters(const Spec& spec, const Parameters<Void>* all, const char* missing) {
+void check(const Spec& spec, const Weights* all) {
+  require(all, "weights are null");
+  const char* const missing = "a weight is null";
   for (int64_t i = 0; i < spec.num_layers * spec.num_directions; ++i) {
     const int64_t layer = i / spec.num_directions, units = units_of(spec, layer), outputs = outputs_of(spec, layer);
-    const Parameters<Void>& p = all[i];
+    const Weights& p = all[i];
     require(p.weight_ih || !(units && inputs_of(spec, layer)), missing, i);
     require(p.weight_hh || !(units && outputs), missing, i);
     require(p.weight_hr || !(units && spec.proj_size), missing, i);
@@ -123,11 +125,6 @@ template <class Void> void check_parameters(const Spec& spec, const Parameters<V
     require((p.weight_ln_ih && p.weight_ln_hh) || !(units && spec.layer_norm), missing, i);
     require((p.weight_ln_c && p.bias_ln_c) || !(units && spec.layer_norm && has_c(spec.cell)), missing, i);
   }
-}
-
-void check(const Spec& spec, const Weights* weights) {
-  require(weights, "weights are null");
-  check_parameters(spec, weights, "a weight is null");
 }
 
 // Sizes and lengths: what the sizes of a tape and of scratch memory depend on.
@@ -175,11 +172,6 @@ void check(const Backward& call) {
   require(call.pass->tape, "the forward call kept no tape");
   check(call.pass->spec, call.pass->weights);
   require(call.threads != 0, "threads is 0");
-  const Spec& spec = call.pass->spec;
-  if (!call.grad_weights) return;
-  check_parameters(spec, call.grad_weights, "a weight's gradient is null");
-  for (int64_t i = 0; i < spec.num_layers * spec.num_directions; ++i)
-    require(!call.grad_weights[i].bias_ih == !call.grad_weights[i].bias_hh, "one of two bias gradients is null", i);
 }
 
 // Memory for one call, aligned to 64 bytes. A step of a stream needs little and takes it from the stack.

@@ -144,7 +144,8 @@ struct Forward {
 };
 
 // The gradients of a loss. `pass` is the forward call, unchanged: same weights, x, y, h0, c0, tape.
-// Null inputs are zeros, null outputs are not computed. Every output is overwritten, but rows of grad_x and per_step
+// Null inputs are zeros, null outputs are not computed, and neither is what only they need: a stack's walk ends at the
+// lowest layer that somebody asks about. Every output is overwritten, but rows of grad_x and per_step
 // that take no part are left alone: zero them first.
 struct Backward {
   const Forward* pass = nullptr;

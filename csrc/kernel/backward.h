@@ -166,6 +166,7 @@ template <class C, class T> class BackwardPass {
         schedule_(arena_, pass_),
         general_(is_general(pass_.spec)),
         tape_(pass_, schedule_.total(), general_),
+        lowest_(lowest()),
         interrupt_(call.interrupted) {
     const int64_t directions = spec_.num_directions, sequence_rows = pass_.steps * pass_.batch;
     const Sizes most = largest_sizes<T>(spec_);
@@ -210,7 +211,7 @@ template <class C, class T> class BackwardPass {
   void thread(int id, int count) {
     Flush flush;
     const Team team = make_team(meetings_, id, count, spec_.num_directions);
-    for (int64_t l = spec_.num_layers - 1; l >= 0; --l) {
+    for (int64_t l = spec_.num_layers - 1; l >= lowest_; --l) {
       const Range steps = share(pass_.steps, id, count);
       if (has_input_masks(pass_, l)) {
         apply_input_masks(pass_, schedule_, l, input(l), masked(l), steps);
@@ -229,9 +230,24 @@ template <class C, class T> class BackwardPass {
   Rows<const T> input(int64_t l) const { return l == 0 ? rows_of<T>(pass_.x) : read_only(tape_.output(l - 1)); }
   Rows<T> masked(int64_t l) const { return contiguous(masked_, pass_.batch, inputs_of(spec_, l)); }
 
+  static bool wanted(const WeightGradients& g) {
+    return g.weight_ih || g.weight_hh || g.bias_ih || g.bias_hh || g.weight_hr || g.weight_ch || g.weight_ln_ih ||
+           g.weight_ln_hh || g.weight_ln_c || g.bias_ln_c;
+  }
+
+  // The lowest layer that a gradient is asked of: what lies below it is not walked.
+  int64_t lowest() const {
+    if (call_.grad_x.data || call_.grad_h0 || call_.grad_c0 || call_.per_step) return 0;
+    const int64_t count = spec_.num_layers * spec_.num_directions;
+    int64_t number = call_.grad_weights ? 0 : count;
+    while (number < count && !wanted(call_.grad_weights[number])) ++number;
+    return number / spec_.num_directions;
+  }
+
   // The gradient by the input of layer l, which is the gradient by the output of the layer below.
   Rows<T> d_input(int64_t l) const {
     if (l == 0) return rows_of<T>(call_.grad_x);
+    if (l == lowest_) return {};
     return contiguous(d_between_[l % 2], pass_.batch, inputs_of(spec_, l));
   }
 
@@ -276,7 +292,7 @@ template <class C, class T> class BackwardPass {
     layer.d_h0 = state_of<T>(call_.grad_h0, pass_, l, d, outputs_of);
     layer.d_c0 = state_of<T>(call_.grad_c0, pass_, l, d, units_of);
     layer.weights = pass_.weights + number;
-    layer.gradients = call_.grad_weights ? call_.grad_weights + number : nullptr;
+    layer.gradients = call_.grad_weights && wanted(call_.grad_weights[number]) ? call_.grad_weights + number : nullptr;
     layer.per_step = call_.per_step ? static_cast<T*>(call_.per_step[number]) : nullptr;
     layer.options = Options<T>(pass_, l, d, general_, saved_values<C>(spec_, general_));
     layer.plain = !layer.options.general && !projects() && !(pass_.carry && layer.top) && !(call_.grad_clip > 0);
@@ -496,31 +512,31 @@ template <class C, class T> class BackwardPass {
     const Sizes& n = layer.n;
     const Range own = share(n.panels, team.rank, team.size), outputs = share(n.output_panels, team.rank, team.size);
     const WeightGradients& g = *layer.gradients;
-    unpack_by_unit(s.d_w, C::gates, n.units, n.inputs, typed(g.weight_ih), own.first, own.last);
-    if (splits()) {
-      unpack_by_unit(s.d_u, 2, n.units, n.outputs, typed(g.weight_hh), own.first, own.last);
-      unpack_by_unit(u_n(layer, s.d_u), 1, n.units, n.outputs, typed(g.weight_hh) + 2 * n.units * n.outputs, own.first,
-                     own.last);
-    } else {
-      unpack_by_unit(s.d_u, C::gates, n.units, n.outputs, typed(g.weight_hh), own.first, own.last);
-    }
-    if (g.bias_ih) unpack_columns<typename C::x_columns, C::columns>(s.d_bias, n.units, typed(g.bias_ih), own);
-    if (g.bias_hh) unpack_columns<typename C::h_columns, C::columns>(s.d_bias, n.units, typed(g.bias_hh), own);
-    if (g.weight_hr) unpack_by_unit(s.d_hr, 1, n.outputs, n.units, typed(g.weight_hr), outputs.first, outputs.last);
-    if (g.weight_ch) unpack_columns<InOrder<3>, 3>(s.d_peephole, n.units, typed(g.weight_ch), own);
+    const auto unpack = [](const T* sums, int gates, int64_t units, int64_t k, void* out, int64_t at, Range panels) {
+      if (out) unpack_by_unit(sums, gates, units, k, typed(out) + at, panels.first, panels.last);
+    };
+    unpack(s.d_w, C::gates, n.units, n.inputs, g.weight_ih, 0, own);
+    unpack(s.d_u, splits() ? 2 : C::gates, n.units, n.outputs, g.weight_hh, 0, own);
+    if (splits()) unpack(u_n(layer, s.d_u), 1, n.units, n.outputs, g.weight_hh, 2 * n.units * n.outputs, own);
+    unpack_columns<typename C::x_columns, C::columns>(s.d_bias, n.units, g.bias_ih, own);
+    unpack_columns<typename C::h_columns, C::columns>(s.d_bias, n.units, g.bias_hh, own);
+    if (projects()) unpack(s.d_hr, 1, n.outputs, n.units, g.weight_hr, 0, outputs);
+    if (has_peepholes()) unpack_columns<InOrder<3>, 3>(s.d_peephole, n.units, g.weight_ch, own);
     if (!normalizes()) return;
     constexpr int gates = C::gates, columns = Scratch::ln_columns;
-    unpack_columns<InOrder<gates>, columns>(s.d_ln, n.units, typed(g.weight_ln_ih), own);
-    unpack_columns<InOrder<gates>, columns>(s.d_ln + gates * width, n.units, typed(g.weight_ln_hh), own);
+    unpack_columns<InOrder<gates>, columns>(s.d_ln, n.units, g.weight_ln_ih, own);
+    unpack_columns<InOrder<gates>, columns>(s.d_ln + gates * width, n.units, g.weight_ln_hh, own);
     if (!C::has_c) return;
-    unpack_columns<InOrder<1>, columns>(s.d_ln + 2 * gates * width, n.units, typed(g.weight_ln_c), own);
-    unpack_columns<InOrder<1>, columns>(s.d_ln + (2 * gates + 1) * width, n.units, typed(g.bias_ln_c), own);
+    unpack_columns<InOrder<1>, columns>(s.d_ln + 2 * gates * width, n.units, g.weight_ln_c, own);
+    unpack_columns<InOrder<1>, columns>(s.d_ln + (2 * gates + 1) * width, n.units, g.bias_ln_c, own);
   }
 
-  template <class Map, int ColumnCount> static void unpack_columns(const T* sums, int64_t units, T* out, Range panels) {
+  template <class Map, int ColumnCount>
+  static void unpack_columns(const T* sums, int64_t units, void* out, Range panels) {
+    if (!out) return;
     for (int64_t p = panels.first; p < panels.last; ++p)
       for (int g = 0; g < Map::count; ++g)
-        store_n(out + g * units + p * width, load(sums + (p * ColumnCount + Map::at(g)) * width),
+        store_n(typed(out) + g * units + p * width, load(sums + (p * ColumnCount + Map::at(g)) * width),
                 min(width, units - p * width));
   }
 
@@ -874,7 +890,9 @@ template <class C, class T> class BackwardPass {
     const Range own = share(count, team.rank, team.size);
     for (int64_t k = own.first; k < own.last; ++k) {
       const typename Scratch::Row& row = scratch.rows[k];
-      pack_row<full_rows<C::gates>>(layer.x.at(row.t, row.b), layer.n.inputs, scratch.x, k);
+      if (layer.gradients->weight_ih)
+        pack_row<full_rows<C::gates>>(layer.x.at(row.t, row.b), layer.n.inputs, scratch.x, k);
+      if (!layer.gradients->weight_hh && !projects()) continue;
       const T* h = h_before(layer, scratch, row.t, row.b, row.number);
       if (layer.options.recurrent_mask) {
         const T* mask = layer.options.recurrent_mask + row.b * layer.n.outputs;
@@ -926,11 +944,12 @@ template <class C, class T> class BackwardPass {
   void weight_products(const Scratch& s, const Layer& layer, const Team& team, int64_t count) const {
     const Sizes& n = layer.n;
     const T *d_x = d_products(s, false), *d_h = d_products(s, true);
-    weight_product<typename C::x_columns, C::columns>(s.x, d_x, n.inputs, n.panels, s.d_w, team, count);
-    if (!splits())
+    if (layer.gradients->weight_ih)
+      weight_product<typename C::x_columns, C::columns>(s.x, d_x, n.inputs, n.panels, s.d_w, team, count);
+    if (!splits() && layer.gradients->weight_hh)
       weight_product<typename C::h_columns, C::columns>(s.h_prev, d_h, n.outputs, n.panels, s.d_u, team, count);
     if constexpr (C::gates == 3) {
-      if (splits()) {
+      if (splits() && layer.gradients->weight_hh) {
         T* d_u_n = u_n(layer, s.d_u);
         weight_product<Columns<0, 1>, C::columns>(s.h_prev, s.da, n.outputs, n.panels, s.d_u, team, count);
         weight_product<Columns<0>, C::columns>(s.reset_h, s.da + 3 * width, n.units, n.panels, d_u_n, team, count);
@@ -982,6 +1001,7 @@ template <class C, class T> class BackwardPass {
   Schedule schedule_;
   bool general_;  // whether the cell's general form is needed
   Tape<C, T> tape_;
+  int64_t lowest_;
   int64_t block_, block_rows_;
   int threads_;
   Meeting* meetings_;
