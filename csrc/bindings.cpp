@@ -8,10 +8,12 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "memory.h"
@@ -154,6 +156,15 @@ rf::View<Void> view(py::handle object, const char* name, const py::dtype& type, 
   return {const_cast<void*>(a.data()), a.strides(0) / a.itemsize(), a.strides(1) / a.itemsize()};
 }
 
+// In multiplications, about.
+int64_t step_work(const rf::Spec& spec, int64_t batch) {
+  return spec.num_layers * rf::gates_of(spec.cell) * spec.hidden_size * (spec.input_size + spec.hidden_size) * batch;
+}
+
+// Below this work, about 20 us, the GIL is kept: giving it away means waiting, up to 5 ms, behind a thread that is busy
+// in Python.
+constexpr int64_t worth_releasing = 1 << 20;
+
 int threads_or_default(int threads) { return threads != 0 ? threads : rf::get_num_threads(); }
 
 // --- Ctrl-C ---
@@ -203,6 +214,9 @@ std::vector<Struct> per_cell(const rf::Spec& spec, const py::sequence& arrays, P
   return result;
 }
 
+// Memory that the caller has checked: tensors of a framework, of which NumPy cannot make arrays as fast as a step runs.
+template <class Pointer> Pointer at(uintptr_t address) { return reinterpret_cast<Pointer>(address); }
+
 struct Packed {
   rf::Spec spec;
   const rf::KernelTable& table;
@@ -216,6 +230,31 @@ struct Packed {
     py::gil_scoped_release unlocked;
     rf::pack(table, spec, weights.data(), bytes.data());
   }
+
+  // One forward pass on raw addresses; strides in elements, 0 for null. See rf::Forward for the shapes.
+  void run(int64_t steps, int64_t batch, uintptr_t x, std::pair<int64_t, int64_t> x_strides, uintptr_t y,
+           std::pair<int64_t, int64_t> y_strides, uintptr_t h0, uintptr_t c0, uintptr_t hn, uintptr_t cn,
+           uintptr_t lengths, int threads) const {
+    rf::Forward call;
+    call.spec = spec;
+    call.steps = steps;
+    call.batch = batch;
+    call.packed = bytes.data();
+    call.x = {at<const void*>(x), x_strides.first, x_strides.second};
+    call.y = {at<void*>(y), y_strides.first, y_strides.second};
+    call.h0 = at<const void*>(h0);
+    call.c0 = at<const void*>(c0);
+    call.hn = at<void*>(hn);
+    call.cn = at<void*>(cn);
+    call.lengths = at<const int64_t*>(lengths);
+    call.threads = threads_or_default(threads);
+    if (step_work(spec, batch) * steps < worth_releasing) {
+      rf::forward(table, call);
+    } else {
+      call.interrupted = ask_python;
+      run_interruptibly([&] { return rf::forward(table, call); });
+    }
+  }
 };
 
 // --- a pass over sequences ---
@@ -224,8 +263,8 @@ class Pass {
  public:
   Pass(const rf::Spec& spec, const py::object& weights, const py::array& x, const py::array& y, const py::object& h0,
        const py::object& c0, const py::array& hn, const py::object& cn, const py::object& lengths, double dropout,
-       uint64_t seed, bool train, const std::string& isa, int threads, int64_t segments)
-      : arrays_(py::make_tuple(weights, x, y, h0, c0, hn, cn, lengths)), type_(numpy_dtype(spec.dtype)) {
+       uint64_t seed, bool train, const std::string& isa, int threads, int64_t segments, const py::object& tape)
+      : arrays_(py::make_tuple(weights, x, y, h0, c0, hn, cn, lengths, tape)), type_(numpy_dtype(spec.dtype)) {
     if (x.ndim() != 3) throw py::value_error("x has the wrong rank");
     call_.spec = spec;
     call_.steps = x.shape(0);
@@ -245,9 +284,7 @@ class Pass {
     call_.segments = segments;
     set_weights(weights, isa);
     set_lengths(lengths);
-    if (!train) return;
-    tape_.allocate(width() ? rf::tape_bytes(*table_, call_) : 0);
-    call_.tape = tape_.data();
+    if (train) set_tape(tape);
   }
 
   void forward() {
@@ -299,6 +336,18 @@ class Pass {
     }
   }
 
+  void set_tape(const py::object& given) {
+    const size_t bytes = width() ? rf::tape_bytes(*table_, call_) : 0;
+    if (given.is_none() || !bytes) {  // an empty array may lie anywhere
+      tape_.allocate(bytes);
+      call_.tape = tape_.data();
+    } else {
+      const auto size = static_cast<int64_t>(py::len(given));
+      call_.tape = output(given, "tape", py::dtype::of<uint8_t>(), {size});
+      if (static_cast<size_t>(size) < bytes) throw py::value_error("the tape is too small");
+    }
+  }
+
   void set_lengths(const py::object& lengths) {
     if (lengths.is_none()) return;
     call_.lengths = static_cast<const int64_t*>(input(lengths, "lengths", py::dtype::of<int64_t>(), {batch()}));
@@ -322,6 +371,23 @@ class Pass {
   py::tuple arrays_;  // keeps alive what call_ points into
   py::dtype type_;
 };
+
+size_t tape_nbytes(const rf::Spec& spec, int64_t steps, int64_t batch, const std::string& isa) {
+  rf::Forward call;
+  call.spec = spec;
+  call.steps = steps;
+  call.batch = batch;
+  return spec.hidden_size ? rf::tape_bytes(table_named(isa), call) : 0;
+}
+
+// Bytes at an address that a tape may have, on huge pages where it is large.
+py::array new_tape(size_t bytes) {
+  auto memory = std::make_unique<rf::Memory>(bytes);
+  auto* data = static_cast<uint8_t*>(memory->data());
+  const py::capsule owner(memory.get(), [](void* p) { delete static_cast<rf::Memory*>(p); });
+  memory.release();
+  return py::array_t<uint8_t>(static_cast<py::ssize_t>(bytes), data, owner);
+}
 
 // --- one step at a time ---
 
@@ -350,8 +416,7 @@ class Stream {
     x_copy_.allocate(static_cast<size_t>(batch() * spec.input_size) * item);
     call_.x.stride_b = spec.input_size;
     call_.y.stride_b = spec.hidden_size;
-    work_ =
-        spec.num_layers * rf::gates_of(spec.cell) * spec.hidden_size * (spec.input_size + spec.hidden_size) * batch();
+    work_ = step_work(spec, batch());
     set_threads(1);
   }
 
@@ -377,10 +442,9 @@ class Stream {
     ~Running() { flag.clear(std::memory_order_release); }
   };
 
-  // In multiplications of a step. Below the first, about 1 us, no second thread can help, and asking the environment
-  // how many there may be would cost a sixth of it. Below the second, about 20 us, the GIL is kept: giving it away
-  // means waiting, up to 5 ms, behind a thread that is busy in Python.
-  static constexpr int64_t worth_sharing = 1 << 15, worth_releasing = 1 << 20;
+  // Below this work of a step, about 1 us, no second thread can help, and asking the environment how many there may be
+  // would cost a sixth of it.
+  static constexpr int64_t worth_sharing = 1 << 15;
 
   int64_t batch() const { return call_.batch; }
   size_t input_bytes() const { return x_copy_.size(); }
@@ -555,14 +619,16 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   py::class_<Packed>(m, "Packed")
       .def(py::init<const rf::Spec&, const py::sequence&, const std::string&>(), "spec"_a, "weights"_a, "isa"_a)
       .def_property_readonly("isa", [](const Packed& p) { return p.table.isa; })
-      .def_property_readonly("nbytes", [](const Packed& p) { return p.bytes.size(); });
+      .def_property_readonly("nbytes", [](const Packed& p) { return p.bytes.size(); })
+      .def("run", &Packed::run, "steps"_a, "batch"_a, "x"_a, "x_strides"_a, "y"_a, "y_strides"_a, "h0"_a, "c0"_a, "hn"_a,
+           "cn"_a, "lengths"_a, "threads"_a);
 
   py::class_<Pass>(m, "Pass")
       .def(py::init<const rf::Spec&, const py::object&, const py::array&, const py::array&, const py::object&,
                     const py::object&, const py::array&, const py::object&, const py::object&, double, uint64_t, bool,
-                    const std::string&, int, int64_t>(),
+                    const std::string&, int, int64_t, const py::object&>(),
            "spec"_a, "weights"_a, "x"_a, "y"_a, "h0"_a, "c0"_a, "hn"_a, "cn"_a, "lengths"_a, "dropout"_a, "seed"_a,
-           "train"_a, "isa"_a, "threads"_a, "segments"_a = 0)
+           "train"_a, "isa"_a, "threads"_a, "segments"_a = 0, "tape"_a = py::none())
       .def("forward", &Pass::forward)
       .def("backward", &Pass::backward, "grad_y"_a, "grad_hn"_a, "grad_cn"_a, "grad_x"_a, "grad_h0"_a, "grad_c0"_a,
            "grad_weights"_a, "per_step"_a, "threads"_a)
@@ -573,6 +639,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
            "h"_a, "c"_a)
       .def("step", &Stream::step, "x"_a, "out"_a, "threads"_a);
 
+  m.def("tape_nbytes", &tape_nbytes, "spec"_a, "steps"_a, "batch"_a, "isa"_a);
+  m.def("new_tape", &new_tape, "nbytes"_a);
   m.def("available_isas", &available_isas);
   m.def("default_isa", [] { return table_named("").isa; });
   m.def("apply", &apply, "isa"_a, "function"_a, "x"_a, "y"_a);
@@ -580,7 +648,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("measure_read", &measure_read, "isa"_a, "bytes"_a, "threads"_a, "seconds"_a);
   m.def("dropout_mask", &dropout_mask, "seed"_a, "p"_a, "layer"_a, "steps"_a, "batch"_a, "width"_a);
   m.def("set_num_threads", &rf::set_num_threads, "n"_a);
-  m.def("get_num_threads", &rf::get_num_threads);
+  m.def("get_num_threads", &rf::get_num_threads, "otherwise"_a = 0);
   m.def("set_backend", &set_backend, "name"_a);
   m.def("get_backend", &get_backend);
   m.def("config", &config);

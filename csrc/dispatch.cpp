@@ -131,12 +131,6 @@ void check(const Backward& call) {
   require(call.pass->tape, "the forward call kept no tape");
   check(call.pass->spec, call.pass->weights);
   require(call.threads != 0, "threads is 0");
-  const Spec& spec = call.pass->spec;
-  for (int64_t i = 0; call.grad_weights && i < spec.num_layers * spec.num_directions; ++i) {
-    require(call.grad_weights[i].weight_ih || !spec.hidden_size || !spec.input_size, "gradient weight_ih is null", i);
-    require(call.grad_weights[i].weight_hh || !spec.hidden_size, "gradient weight_hh is null", i);
-    require(!call.grad_weights[i].bias_ih == !call.grad_weights[i].bias_hh, "one of two bias gradients is null", i);
-  }
 }
 
 // Memory for one call, aligned to 64 bytes. A step of a stream needs little and takes it from the stack.

@@ -47,7 +47,7 @@ struct Weights {
 struct WeightGradients {
   void* weight_ih = nullptr;  // [G*H, I_l]
   void* weight_hh = nullptr;  // [G*H, H]
-  void* bias_ih = nullptr;    // [G*H], or null with bias_hh
+  void* bias_ih = nullptr;    // [G*H]
   void* bias_hh = nullptr;    // [G*H]
 };
 
@@ -83,7 +83,8 @@ struct Forward {
 };
 
 // The gradients of a loss. `pass` is the forward call, unchanged: same weights, x, y, h0, c0, tape.
-// Null inputs are zeros, null outputs are not computed. Every output is overwritten, but rows of grad_x and per_step
+// Null inputs are zeros, null outputs are not computed, and neither is what only they need: a stack's walk ends at the
+// lowest layer that somebody asks about. Every output is overwritten, but rows of grad_x and per_step
 // beyond a length are left alone: zero them first.
 struct Backward {
   const Forward* pass = nullptr;

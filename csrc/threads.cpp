@@ -378,9 +378,10 @@ void parallel(int threads, Task task, void* context) {
 
 bool in_parallel() { return inside_region; }
 
-int get_num_threads() {
+int get_num_threads(int otherwise) {
   int threads = chosen_threads.load(std::memory_order_relaxed);
   if (!threads) threads = parse_count(std::getenv("RNNFAST_NUM_THREADS"), false);
+  if (!threads) threads = otherwise;
   if (!threads) threads = parse_count(std::getenv("OMP_NUM_THREADS"), true);
   return threads ? threads : usable_cores();
 }

@@ -24,9 +24,10 @@ void parallel(int threads, Task task, void* context);
 bool in_parallel();
 
 // How many threads a pass uses if its caller does not say. In this order: set_num_threads(); RNNFAST_NUM_THREADS;
-// OMP_NUM_THREADS (the first number of its list); the cores that this process may use (affinity and cgroup quota).
-// The environment is read at each call. A variable that holds no positive integer is ignored.
-int get_num_threads();
+// `otherwise`, where a framework has its own number; OMP_NUM_THREADS (the first number of its list); the cores that this
+// process may use (affinity and cgroup quota). The environment is read at each call. A variable that holds no positive
+// integer is ignored.
+int get_num_threads(int otherwise = 0);
 void set_num_threads(int threads);  // for the process; 0 returns to the default
 
 // "pool" or "openmp": set_backend(), else RNNFAST_THREADING, else "pool". Null where RNNFAST_THREADING names neither

@@ -84,6 +84,7 @@ template <class C, class T> class BackwardPass {
         arena_(scratch),
         schedule_(arena_, pass_),
         tape_(pass_, schedule_.total()),
+        lowest_(lowest()),
         interrupt_(call.interrupted) {
     const int64_t units = spec_.hidden_size, directions = spec_.num_directions, widest = widest_input(spec_);
     panels_ = panels_of<T>(units);
@@ -129,7 +130,7 @@ template <class C, class T> class BackwardPass {
   void thread(int id, int count) {
     Flush flush;
     const Team team = make_team(meetings_, id, count, spec_.num_directions);
-    for (int64_t l = spec_.num_layers - 1; l >= 0; --l) {
+    for (int64_t l = spec_.num_layers - 1; l >= lowest_; --l) {
       const Range steps = share(pass_.steps, id, count);
       if (drops() && l > 0) {
         apply_dropout(pass_, schedule_, l - 1, read_only(tape_.output(l - 1)), dropped(), steps);
@@ -145,12 +146,24 @@ template <class C, class T> class BackwardPass {
     }
   }
 
+  static bool wanted(const WeightGradients& g) { return g.weight_ih || g.weight_hh || g.bias_ih || g.bias_hh; }
+
+  // The lowest layer that a gradient is asked of: what lies below it is not walked.
+  int64_t lowest() const {
+    if (call_.grad_x.data || call_.grad_h0 || call_.grad_c0 || call_.per_step) return 0;
+    const int64_t count = spec_.num_layers * spec_.num_directions;
+    int64_t number = call_.grad_weights ? 0 : count;
+    while (number < count && !wanted(call_.grad_weights[number])) ++number;
+    return number / spec_.num_directions;
+  }
+
   int64_t output_features() const { return spec_.num_directions * spec_.hidden_size; }
   Rows<T> dropped() const { return contiguous(dropped_, pass_.batch, output_features()); }
 
   // The gradient by the input of layer l, which is the gradient by the output of the layer below.
   Rows<T> d_input(int64_t l) const {
     if (l == 0) return rows_of<T>(call_.grad_x);
+    if (l == lowest_) return {};
     return contiguous(d_between_[l % 2], pass_.batch, output_features());
   }
 
@@ -194,7 +207,7 @@ template <class C, class T> class BackwardPass {
     layer.d_h0 = state_of<T>(call_.grad_h0, pass_, number);
     layer.d_c0 = state_of<T>(call_.grad_c0, pass_, number);
     layer.weights = pass_.weights + number;
-    layer.gradients = call_.grad_weights ? call_.grad_weights + number : nullptr;
+    layer.gradients = call_.grad_weights && wanted(call_.grad_weights[number]) ? call_.grad_weights + number : nullptr;
     layer.per_step = call_.per_step ? static_cast<T*>(call_.per_step[number]) : nullptr;
     return layer;
   }
@@ -348,8 +361,9 @@ template <class C, class T> class BackwardPass {
     if (!layer.gradients) return;
     const Range own = share(panels_, team.rank, team.size);
     const WeightGradients& g = *layer.gradients;
-    unpack_by_unit(s.d_w, C::gates, units, layer.inputs, static_cast<T*>(g.weight_ih), own.first, own.last);
-    unpack_by_unit(s.d_u, C::gates, units, units, static_cast<T*>(g.weight_hh), own.first, own.last);
+    T *d_w = static_cast<T*>(g.weight_ih), *d_u = static_cast<T*>(g.weight_hh);
+    if (d_w) unpack_by_unit(s.d_w, C::gates, units, layer.inputs, d_w, own.first, own.last);
+    if (d_u) unpack_by_unit(s.d_u, C::gates, units, units, d_u, own.first, own.last);
     if (g.bias_ih) unpack_bias<typename C::x_columns>(s.d_bias, units, static_cast<T*>(g.bias_ih), own);
     if (g.bias_hh) unpack_bias<typename C::h_columns>(s.d_bias, units, static_cast<T*>(g.bias_hh), own);
   }
@@ -443,7 +457,8 @@ template <class C, class T> class BackwardPass {
     const Range own = share(count, team.rank, team.size);
     for (int64_t k = own.first; k < own.last; ++k) {
       const typename Scratch::Row& row = scratch.rows[k];
-      pack_row(layer.x.at(row.t, row.b), layer.inputs, scratch.x, k);
+      if (layer.gradients->weight_ih) pack_row(layer.x.at(row.t, row.b), layer.inputs, scratch.x, k);
+      if (!layer.gradients->weight_hh) continue;
       pack_row(h_before(layer, scratch, row.t, row.b, row.number), layer.units, scratch.h_prev, k);
     }
   }
@@ -456,8 +471,10 @@ template <class C, class T> class BackwardPass {
   }
 
   void weight_products(const Layer& layer, const Scratch& scratch, const Team& team, int64_t count) const {
-    weight_product<typename C::x_columns>(scratch, scratch.x, layer.inputs, scratch.d_w, team, count);
-    weight_product<typename C::h_columns>(scratch, scratch.h_prev, layer.units, scratch.d_u, team, count);
+    if (layer.gradients->weight_ih)
+      weight_product<typename C::x_columns>(scratch, scratch.x, layer.inputs, scratch.d_w, team, count);
+    if (layer.gradients->weight_hh)
+      weight_product<typename C::h_columns>(scratch, scratch.h_prev, layer.units, scratch.d_u, team, count);
     const Range own = share(panels_, team.rank, team.size);
     for (int64_t p = own.first; p < own.last; ++p)
       for (int g = 0; g < C::columns; ++g) {
@@ -491,6 +508,7 @@ template <class C, class T> class BackwardPass {
   Arena arena_;
   Schedule schedule_;
   Tape<C, T> tape_;
+  int64_t lowest_;
   Extent extent_;
   int64_t panels_, block_, block_rows_;
   int threads_;

@@ -30,6 +30,22 @@ class Packed:
     def isa(self) -> str: ...
     @property
     def nbytes(self) -> int: ...
+    # Inference on memory that the caller answers for: addresses, 0 for None; (stride of T, stride of B) in elements.
+    def run(
+        self,
+        steps: int,
+        batch: int,
+        x: int,  # [T, B, I]
+        x_strides: tuple[int, int],
+        y: int,  # [T, B, D*H]; rows beyond a length are left alone
+        y_strides: tuple[int, int],
+        h0: int,  # [L*D, B, H]
+        c0: int,
+        hn: int,
+        cn: int,
+        lengths: int,  # [B] of int64
+        threads: int,  # as in Pass
+    ) -> None: ...
 
 class Pass:
     """One forward call and, with a tape, what backward needs. Keeps its arrays alive."""
@@ -51,6 +67,7 @@ class Pass:
         isa: str,  # "" = the default; ignored with Packed
         threads: int,  # 0 = the process's number; negative: exactly so many
         segments: int = 0,  # recomputed in backward; 0 = none
+        tape: NDArray[np.uint8] | None = None,  # memory for it, aligned to 64; a later Pass may continue with backward
     ) -> None: ...
     def forward(self) -> None: ...
     def backward(
@@ -61,7 +78,7 @@ class Pass:
         grad_x: Array | None,  # [T, B, I], strides as x; rows beyond a length are left alone
         grad_h0: Array | None,
         grad_c0: Array | None,
-        grad_weights: Sequence[Array],  # as weights
+        grad_weights: Sequence[Array | None],  # as weights
         per_step: Sequence[Array] | None,  # per layer and direction, [T, B, H]; left alone as grad_x
         threads: int,
     ) -> None: ...
@@ -75,6 +92,8 @@ class Stream:
     # x [B, I], out [B, H], or [I] and [H] for B = 1; threads: 0 = the process's number. Words its own errors.
     def step(self, x: Array, out: Array | None, threads: int) -> Array: ...
 
+def tape_nbytes(spec: Spec, steps: int, batch: int, isa: str) -> int: ...  # without lengths and segments
+def new_tape(nbytes: int) -> NDArray[np.uint8]: ...  # for Pass
 def available_isas() -> list[str]: ...
 def default_isa() -> str: ...  # ValueError where RNNFAST_ISA names none
 
@@ -86,7 +105,7 @@ def dropout_mask(seed: int, p: float, layer: int, steps: int, batch: int, width:
 
 # Threads, for the process.
 def set_num_threads(n: int) -> None: ...  # 0 = the default
-def get_num_threads() -> int: ...
+def get_num_threads(otherwise: int = 0) -> int: ...  # otherwise: in place of OMP_NUM_THREADS and the cores; 0 = none
 def set_backend(name: str) -> None: ...  # "openmp", "pool", or "" for the default
 def get_backend() -> str: ...  # ValueError where RNNFAST_THREADING names none
 def config() -> dict[str, Any]: ...  # version, compiler, numerics, openmp
