@@ -1,0 +1,101 @@
+"""What does the picture show? Names of emoji, letter by letter, from their pictures. One to many.
+
+    python examples/captions.py [--cell rnn|lstm|gru] [--framework rnnfast|torch]
+
+Pictures of the Noto Color Emoji font, 32 x 32; scored by chrF on pictures that were held out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+import task_data
+import torch
+from seq2seq import Targets
+from task_training import CELLS, Task, chrf, main, mapped, written
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+SIDE = 32  # pixels
+
+
+class Captioner(nn.Module):
+    """Picture -> three convolutions -> first state of a layer, which writes the caption."""
+
+    def __init__(self, cell: str, symbols: int, embedding: int = 48, hidden: int = 256) -> None:
+        super().__init__()
+        sizes = [3, 16, 32, 48]
+        convolutions = [
+            part
+            for inputs, outputs in zip(sizes, sizes[1:], strict=False)
+            for part in (nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU())
+        ]
+        self.see = nn.Sequential(*convolutions, nn.Flatten(), nn.Dropout(0.3))
+        self.start = nn.Linear(sizes[-1] * (SIDE // 8) ** 2, hidden)
+        self.embed = nn.Embedding(symbols, embedding)
+        self.layer = CELLS[cell](embedding, hidden)
+        self.dropout = nn.Dropout(0.2)
+        self.head = nn.Linear(hidden, symbols)
+
+    def first_state(self, pictures: Tensor) -> Any:
+        h = torch.tanh(self.start(self.see(pictures)))[None]
+        return (h, torch.zeros_like(h)) if isinstance(self.layer, nn.LSTM) else h
+
+    def forward(self, pictures: Tensor, inputs: PackedSequence) -> Tensor:
+        """Logits [B, T, V] of the symbols after each of the inputs."""
+        output, _ = self.layer(mapped(self.embed, inputs), self.first_state(pictures))
+        return self.head(self.dropout(pad_packed_sequence(output, batch_first=True)[0]))
+
+    def write(self, pictures: Tensor, longest: int) -> list[list[int]]:
+        def step(symbols: Tensor, state: Any) -> tuple[Tensor, Any]:
+            h, state = self.layer(self.embed(symbols)[None], state)
+            return self.head(h[0]), state
+
+        return written(step, self.first_state(pictures), len(pictures), longest)
+
+
+class Captions(Task):
+    metric = "chrF, %"
+    epochs, batch, rate = 20, 64, 3e-3
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        pictures, names = task_data.emoji_pictures(SIDE)
+        order = np.random.default_rng(0).permutation(len(names))[: options.limit]
+        pictures, names = pictures[order], [names[n] for n in order]
+        train, unseen = task_data.split(len(names), min(0.2, 500 / len(names)))
+        self.names, self.expected = [names[n] for n in train], [names[n] for n in unseen]
+        self.pictures, self.unseen = torch.from_numpy(pictures[train]), torch.from_numpy(pictures[unseen])
+        self.vocabulary = task_data.Vocabulary(self.names)
+        self.y = Targets(self.vocabulary, self.names)
+        self.longest = self.y.outputs.padded.shape[1]
+        self.size = len(train)
+        self.model = Captioner(options.cell, len(self.vocabulary))
+
+    def loss(self, batch: Tensor) -> Tensor:
+        return self.y.loss(self.model(self.pictures[batch], self.y.inputs.packed(batch)), batch)
+
+    def captions(self, count: int | None = None) -> list[str]:
+        with torch.inference_mode():
+            return ["".join(self.vocabulary.decode(row)) for row in self.model.write(self.unseen[:count], self.longest)]
+
+    def score(self) -> float:
+        return chrf(self.captions(), self.expected)
+
+    def baselines(self) -> dict[str, float]:
+        """The name that suits the most others, and the name of the most similar picture (least squares)."""
+        known, unseen = self.pictures.flatten(1), self.unseen.flatten(1)
+        nearest = torch.cdist(unseen, known).argmin(dim=1).tolist()
+        typical = "person: medium skin tone"
+        return {
+            f'always "{typical}"': chrf([typical] * len(self.expected), self.expected),
+            "nearest picture": chrf([self.names[n] for n in nearest], self.expected),
+        }
+
+    def samples(self) -> list[str]:
+        return [f"{name}  ->  {found}" for name, found in zip(self.expected, self.captions(6), strict=False)]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Captions, __doc__))
