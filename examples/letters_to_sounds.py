@@ -39,9 +39,8 @@ class LettersToSounds(PairTask):
                     for context in (word[at], contexts(word)[at]):
                         counts[context][sound] += 1
         found = [
-            [counts[context if context in counts else letter].most_common(1)[0][0] for context, letter in pairs]
-            for pairs in (zip(contexts(word), word, strict=True) for word, _ in self.unseen)
-            if (pairs := [pair for pair in pairs if pair[0] in counts or pair[1] in counts]) is not None
+            [choice.most_common(1)[0][0] for at in range(len(word)) if (choice := counts[contexts(word)[at]] or counts[word[at]])]
+            for word, _ in self.unseen
         ]
         return {"letter with its neighbours": error_rate(found, [sounds for _, sounds in self.unseen])}
 

@@ -9,11 +9,11 @@ same without torch.
 from __future__ import annotations
 
 import argparse
-import re
 
 import numpy as np
-import task_data
 import torch
+from sentiment_data import baselines, load
+from task_data import Vocabulary
 from task_training import CELLS, Sequences, Task, last, main, mapped
 from torch import Tensor, nn
 
@@ -34,47 +34,13 @@ class Classifier(nn.Module):
         return self.head(self.dropout(last(state))).squeeze(-1)
 
 
-def words_of(text: str) -> list[str]:
-    """Lower-case words, and the signs that carry a mood: smileys, exclamation and question marks."""
-    return re.findall(r"[a-z']+|[:;=8xX]-?[()\[\]dDpP/\\|*oO3]+|<3|[!?]+|\.\.+", text.lower()) or ["."]
-
-
-def load(limit: int | None) -> tuple[list[list[str]], np.ndarray, list[list[str]], np.ndarray, list[str]]:
-    """Words and labels (1: positive) to train on, words and labels held out, and the held-out texts."""
-    tweets = [tweet for tweet in task_data.rated_texts("tweets") if tweet.rating][:limit]
-    train, held_out = task_data.split(len(tweets), 0.2, [tweet.text for tweet in tweets])
-    known = [tweets[n] for n in train]
-    if limit is None:
-        for kind in ("movieReviewSnippets", "amazonReviewSnippets"):
-            known += [text for text in task_data.rated_texts(kind) if text.rating]
-    unseen = [tweets[n] for n in held_out]
-    (x, y), (x_held_out, y_held_out) = (
-        ([words_of(item.text) for item in items], np.array([item.rating > 0 for item in items], np.float32))
-        for items in (known, unseen)
-    )
-    return x, y, x_held_out, y_held_out, [item.text for item in unseen]
-
-
-def baselines(x: list[list[str]], y: np.ndarray, x_held_out: list[list[str]], y_held_out: np.ndarray) -> dict[str, float]:
-    """The more frequent answer, and naive Bayes: a sum of log odds of words, whatever their order."""
-    vocabulary = task_data.Vocabulary(x, least=2)
-    counts = np.ones((2, len(vocabulary)))
-    for words, label in zip(x, y, strict=True):
-        np.add.at(counts[int(label)], vocabulary.encode(words), 1)
-    odds = np.log(counts[1] / counts[1].sum()) - np.log(counts[0] / counts[0].sum())
-    prior = np.log(y.mean() / (1 - y.mean()))
-    bayes = np.array([odds[vocabulary.encode(words)].sum() + prior > 0 for words in x_held_out])
-    majority = max(y_held_out.mean(), 1 - y_held_out.mean())
-    return {"more frequent answer": 100 * float(majority), "naive Bayes": 100 * float((bayes == y_held_out).mean())}
-
-
 class Sentiment(Task):
     metric = "accuracy, %"
     epochs, batch, rate = 6, 32, 2e-3
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.data = x, y, x_held_out, y_held_out, self.texts = load(options.limit)
-        vocabulary = task_data.Vocabulary(x, least=2)
+        vocabulary = Vocabulary(x, least=2)
         self.x, self.y = Sequences([vocabulary.encode(words) for words in x]), torch.from_numpy(y)
         self.unseen, self.expected = Sequences([vocabulary.encode(words) for words in x_held_out]), y_held_out
         self.size = len(self.x)
