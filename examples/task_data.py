@@ -281,6 +281,7 @@ def split(count: int, held_out: float, groups: Sequence[Hashable] | None = None)
     """Numbers of training and of held-out examples, always the same ones. Examples of one group stay together."""
     keys = list(range(count)) if groups is None else groups
     number = {key: place for place, key in enumerate(dict.fromkeys(keys))}
-    chosen = np.random.default_rng(0).permutation(len(number)) < held_out * len(number)
+    # Another seed than that of the tasks, which shuffle: the same permutation twice would undo itself.
+    chosen = np.random.default_rng(1).permutation(len(number)) < held_out * len(number)
     is_held_out = chosen[[number[key] for key in keys]]
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)

@@ -160,7 +160,7 @@ def train(task: Task, epochs: int) -> Iterator[tuple[float, float]]:
     from tqdm import tqdm
 
     parameters = list(task.model.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=task.rate, betas=(0.9, 0.99), fused=True)
+    optimizer = torch.optim.Adam(parameters, lr=task.rate, betas=(0.9, 0.99), foreach=True)
     total = epochs * len(task.batches())
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 30, 1 - step / total))
     interval = 0.1 if sys.stderr.isatty() else 5.0  # in a log each state of the bar is a line
@@ -199,11 +199,14 @@ def recurrent_seconds(task: Task, batches: int = 16, repeats: int = 5) -> float:
     """
     calls: list[tuple[nn.Module, Any, list[Tensor | None]]] = []
 
+    def keep(gradients: list[Tensor | None], place: int, gradient: Tensor | None) -> None:
+        gradients[place] = None if gradient is None else gradient.clone()  # None: the output was not used
+
     def record(module: nn.Module, inputs: Any, output: Any) -> None:
         gradients: list[Tensor | None] = [None] * len(tensors(output))
         for place, tensor in enumerate(tensors(output)):
             if tensor.requires_grad:
-                tensor.register_hook(lambda gradient, place=place: gradients.__setitem__(place, gradient.clone()))
+                tensor.register_hook(lambda gradient, place=place: keep(gradients, place, gradient))
         calls.append((module, detached(inputs), gradients))
 
     modules = [module for module in task.model.modules() if isinstance(module, nn.RNNBase)]
