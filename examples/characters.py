@@ -78,7 +78,9 @@ class Characters(Task):
         rng, state, text = np.random.default_rng(0), None, "\n"
         with torch.inference_mode():
             for _ in range(300):
-                logits, state = self.model(torch.from_numpy(_demo.encode(text[-1], self.corpus.symbols))[:, None], state)
+                logits, state = self.model(
+                    torch.from_numpy(_demo.encode(text[-1], self.corpus.symbols))[:, None], state
+                )
                 z = logits[0, 0, :-1].numpy() / 0.7
                 text += self.corpus.symbols[int((z + rng.gumbel(size=z.shape)).argmax())]
         return text.strip().splitlines()

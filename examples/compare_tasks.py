@@ -4,7 +4,8 @@
 
 Each training is a process of its own, and the frameworks take turns. Figures go to a folder, one file for each
 training: an interrupted comparison goes on where it was. `--quick` trains one seed for two epochs: enough for times,
-not for scores. The table is in Markdown.
+not for scores. The table is in Markdown; times are those
+of an epoch.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ def spread(values: list[float]) -> str:
 
 def row(task: str, cell: str, found: dict[str, list[dict[str, Any]]]) -> tuple[str, float, float]:
     """A line of the table, and the ratios of the epoch and of its recurrent part."""
-    epoch = {name: median(second for run in runs for second in run["seconds"][1:] or run["seconds"]) for name, runs in found.items()}
+    epoch = {
+        name: median(second for run in runs for second in run["seconds"][1:] or run["seconds"])
+        for name, runs in found.items()
+    }
     part = {name: median(run["recurrent"] for run in runs) for name, runs in found.items()}
     score = {name: spread([run["scores"][-1] for run in runs]) for name, runs in found.items()}
     first = found["torch"][0]
@@ -77,7 +81,9 @@ def main() -> int:
     options.folder.mkdir(parents=True, exist_ok=True)
     kinds = list(product(options.tasks, options.cells))
     print(f"torch {torch.__version__}, {options.threads or torch.get_num_threads()} threads, {options.seeds} seeds\n")
-    print("| task | cell | torch, s/epoch | rnnfast, s/epoch | ratio | recurrent part | score | torch | rnnfast | baselines |")
+    print(
+        "| task | cell | torch, s/epoch | rnnfast, s/epoch | ratio | recurrent part | score | torch | rnnfast | baselines |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     ratios = []
     with tqdm(total=len(kinds) * options.seeds * len(FRAMEWORKS), unit="training", mininterval=1) as bar:

@@ -39,7 +39,11 @@ class LettersToSounds(PairTask):
                     for context in (word[at], contexts(word)[at]):
                         counts[context][sound] += 1
         found = [
-            [choice.most_common(1)[0][0] for at in range(len(word)) if (choice := counts[contexts(word)[at]] or counts[word[at]])]
+            [
+                choice.most_common(1)[0][0]
+                for at in range(len(word))
+                if (choice := counts[contexts(word)[at]] or counts[word[at]])
+            ]
             for word, _ in self.unseen
         ]
         return {"letter with its neighbours": error_rate(found, [sounds for _, sounds in self.unseen])}

@@ -61,8 +61,11 @@ class Sentiment(Task):
         return baselines(*self.data[:4])
 
     def samples(self) -> list[str]:
-        logits = self.logits(torch.arange(4))
-        return [f"{1 / (1 + np.exp(-logit)):4.2f} positive: {text[:80]}" for logit, text in zip(logits, self.texts)]
+        logits = self.logits(torch.arange(len(self.texts[:4])))
+        return [
+            f"{1 / (1 + np.exp(-logit)):4.2f} positive: {text[:80]}"
+            for logit, text in zip(logits, self.texts[:4], strict=True)
+        ]
 
 
 if __name__ == "__main__":

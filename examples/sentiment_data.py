@@ -29,7 +29,9 @@ def load(limit: int | None) -> tuple[list[list[str]], np.ndarray, list[list[str]
     return x, y, x_held_out, y_held_out, [item.text for item in unseen]
 
 
-def baselines(x: list[list[str]], y: np.ndarray, x_held_out: list[list[str]], y_held_out: np.ndarray) -> dict[str, float]:
+def baselines(
+    x: list[list[str]], y: np.ndarray, x_held_out: list[list[str]], y_held_out: np.ndarray
+) -> dict[str, float]:
     """The more frequent answer, and naive Bayes: a sum of log odds of words, whatever their order."""
     vocabulary = task_data.Vocabulary(x, least=2)
     counts = np.ones((2, len(vocabulary)))

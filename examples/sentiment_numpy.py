@@ -1,11 +1,11 @@
 """Sentiment of tweets with NumPy and rnnfast alone: what `sentiment.py` does, without torch.
 
-    python examples/sentiment_numpy.py [--cell rnn|lstm|gru]
+python examples/sentiment_numpy.py [--cell rnn|lstm|gru]
 
-    x_t = row of E for word t                           [D], dropout
-    h   = [last h of both directions of layer(x)]       [2 H], dropout
-    p   = sigmoid(w h + b)
-    loss = mean over the batch of -log p, or -log(1 - p) for a negative text
+x_t = row of E for word t                           [D], dropout
+h   = [last h of both directions of layer(x)]       [2 H], dropout
+p   = sigmoid(w h + b)
+loss = mean over the batch of -log p, or -log(1 - p) for a negative text
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from sentiment_data import baselines, load
 from task_data import DataError, Vocabulary
 from tqdm import tqdm
 
 import rnnfast as rf
-from sentiment_data import baselines, load
 
 CELLS: dict[str, Any] = {"rnn": rf.RNN, "lstm": rf.LSTM, "gru": rf.GRU}
 EMBEDDING, HIDDEN, BATCH, RATE, DROPOUT = 64, 96, 32, 2e-3, 0.4
@@ -109,7 +109,10 @@ def main() -> int:
     train(model, [vocabulary.encode(words) for words in texts], y, options.epochs)
     found = model(*padded([vocabulary.encode(words) for words in unseen])) > 0
     print("held out, accuracy, %:")
-    for name, score in [*baselines(texts, y, unseen, expected).items(), (options.cell, 100 * (found == expected).mean())]:
+    for name, score in [
+        *baselines(texts, y, unseen, expected).items(),
+        (options.cell, 100 * (found == expected).mean()),
+    ]:
         print(f"  {name:24} {score:.2f}")
     return 0
 

@@ -77,7 +77,9 @@ def fetch(package: Package) -> Path:
         return found[-1]
     what = f"{package.name} {package.version}".strip()
     print(f"downloading {what} to {folder}", file=sys.stderr, flush=True)
-    command = " ".join(["pip" if "pip" in package.command else "apt-get", *package.command[package.command.index("download"):]])
+    command = " ".join(
+        ["pip" if "pip" in package.command else "apt-get", *package.command[package.command.index("download") :]]
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as fresh:  # a broken download leaves nothing behind
@@ -119,7 +121,9 @@ def rated_texts(kind: str) -> list[Rated]:
 
 def emoji_names(language: str) -> dict[str, str]:
     """Names of emoji by the emoji, in English ("en") or another of the package's languages."""
-    names = member(fetch(EMOJI), "emoji/unicode_codes/" + ("emoji.json" if language == "en" else f"emoji_{language}.json"))
+    names = member(
+        fetch(EMOJI), "emoji/unicode_codes/" + ("emoji.json" if language == "en" else f"emoji_{language}.json")
+    )
     plain = {key: value["en"] if language == "en" else value for key, value in json.loads(names).items()}
     return {key: unicodedata.normalize("NFC", name.strip(":").replace("_", " ")) for key, name in plain.items()}
 

@@ -270,7 +270,9 @@ def main(kind: type[Task], about: str) -> int:
     accelerated(task.model, options.framework)
     torch.manual_seed(options.seed)  # the batches, whatever the model drew
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
-    print(f"{task.size} training examples; {options.cell} with {parameters} parameters, {options.framework}", flush=True)
+    print(
+        f"{task.size} training examples; {options.cell} with {parameters} parameters, {options.framework}", flush=True
+    )
     losses, seconds, scores = [], [], []
     for loss, duration in train(task, options.epochs):
         losses.append(loss)

@@ -54,7 +54,10 @@ class Translation(PairTask):
         return {"source copied": chrf(copied, expected), "word by word": chrf(by_word, expected)}
 
     def samples(self) -> list[str]:
-        return [f"{source}  ->  {''.join(answer)}" for (source, _), answer in zip(self.unseen, self.answers(6), strict=False)]
+        return [
+            f"{source}  ->  {''.join(answer)}"
+            for (source, _), answer in zip(self.unseen, self.answers(6), strict=False)
+        ]
 
 
 if __name__ == "__main__":

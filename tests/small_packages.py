@@ -36,7 +36,9 @@ def debian(path: Path, name: str, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(b"!<arch>\n")
         for key, raw in parts.items():
-            file.write(f"{key:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(raw):<10}`\n".encode() + raw + b"\n" * (len(raw) % 2))
+            file.write(
+                f"{key:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(raw):<10}`\n".encode() + raw + b"\n" * (len(raw) % 2)
+            )
 
 
 def tweets(rng: Any) -> str:
@@ -74,7 +76,8 @@ def make(folder: Path) -> None:
         {f"emoji/unicode_codes/{name}": json.dumps(content) for name, content in names.items()},
     )
     catalogue = (
-        'msgid ""\nmsgstr ""\n"Language: fr\\n"\n\n#: a.py\nmsgid "Change my "\n"password"\nmsgstr "Modifier "\n"le mot"\n\n'
+        'msgid ""\nmsgstr ""\n"Language: fr\\n"\n\n#: a.py\n'
+        'msgid "Change my "\n"password"\nmsgstr "Modifier "\n"le mot"\n\n'
         '#, fuzzy\nmsgid "Old"\nmsgstr "Vieux"\n\n#, python-format\nmsgid "%d \\"days\\""\nmsgstr "%d jours"\n\n'
         'msgid "day"\nmsgid_plural "days"\nmsgstr[0] "jour"\nmsgstr[1] "jours"\n\nmsgid "Undone"\nmsgstr ""\n\n'
         'msgid "The \\"end\\""\nmsgstr "La \\"fin\\""\n'

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import small_packages
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -180,7 +181,12 @@ def test_a_broken_package_is_told(name: str, task_data: ModuleType, tmp_path: Pa
 def test_what_is_missing_without_a_network_is_told(tmp_path: Path) -> None:
     for name in ("torch", "tqdm", "matplotlib"):
         pytest.importorskip(name)
-    variables = {**os.environ, "RNNFAST_DATA": str(tmp_path / "new"), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
+    variables = {
+        **os.environ,
+        "RNNFAST_DATA": str(tmp_path / "new"),
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(tmp_path),
+    }
     command = [sys.executable, str(EXAMPLES / "vowels.py")]
     done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120)
     assert done.returncode == 2
