@@ -81,9 +81,7 @@ def main() -> int:
     options.folder.mkdir(parents=True, exist_ok=True)
     kinds = list(product(options.tasks, options.cells))
     print(f"torch {torch.__version__}, {options.threads or torch.get_num_threads()} threads, {options.seeds} seeds\n")
-    print(
-        "| task | cell | torch, s/epoch | rnnfast, s/epoch | ratio | recurrent part | score | torch | rnnfast | baselines |"
-    )
+    print("| task | cell | torch, s | rnnfast, s | ratio | recurrent part | score | torch | rnnfast | baselines |")
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     ratios = []
     with tqdm(total=len(kinds) * options.seeds * len(FRAMEWORKS), unit="training", mininterval=1) as bar:
