@@ -22,7 +22,7 @@ SIDE = 32  # pixels
 
 
 class Captioner(nn.Module):
-    """Picture -> three convolutions -> first state of a layer, which writes the caption."""
+    """Picture -> three convolutions -> first state of a layer, and added to each input; the layer writes the name."""
 
     def __init__(self, cell: str, symbols: int, embedding: int = 48, hidden: int = 256) -> None:
         super().__init__()
@@ -34,26 +34,35 @@ class Captioner(nn.Module):
         ]
         self.see = nn.Sequential(*convolutions, nn.Flatten(), nn.Dropout(0.3))
         self.start = nn.Linear(sizes[-1] * (SIDE // 8) ** 2, hidden)
+        self.remind = nn.Linear(hidden, embedding)
         self.embed = nn.Embedding(symbols, embedding)
         self.layer = CELLS[cell](embedding, hidden)
         self.dropout = nn.Dropout(0.2)
         self.head = nn.Linear(hidden, symbols)
 
-    def first_state(self, pictures: Tensor) -> Any:
-        h = torch.tanh(self.start(self.see(pictures)))[None]
-        return (h, torch.zeros_like(h)) if isinstance(self.layer, nn.LSTM) else h
+    def first_state(self, pictures: Tensor) -> tuple[Any, Tensor]:
+        """The layer's first state, and what reminds it of the picture at each step, [B, D]."""
+        h = torch.tanh(self.start(self.see(pictures)))
+        state = (h[None], torch.zeros_like(h)[None]) if isinstance(self.layer, nn.LSTM) else h[None]
+        return state, self.remind(h)
 
     def forward(self, pictures: Tensor, inputs: PackedSequence) -> Tensor:
         """Logits [B, T, V] of the symbols after each of the inputs."""
-        output, _ = self.layer(mapped(self.embed, inputs), self.first_state(pictures))
+        state, reminder = self.first_state(pictures)
+        rows = torch.cat(
+            [inputs.sorted_indices[:count] for count in inputs.batch_sizes.tolist()]
+        )  # of the packed steps
+        output, _ = self.layer(mapped(lambda numbers: self.embed(numbers) + reminder[rows], inputs), state)
         return self.head(self.dropout(pad_packed_sequence(output, batch_first=True)[0]))
 
     def write(self, pictures: Tensor, longest: int) -> list[list[int]]:
+        start, reminder = self.first_state(pictures)
+
         def step(symbols: Tensor, state: Any) -> tuple[Tensor, Any]:
-            h, state = self.layer(self.embed(symbols)[None], state)
+            h, state = self.layer((self.embed(symbols) + reminder)[None], state)
             return self.head(h[0]), state
 
-        return written(step, self.first_state(pictures), len(pictures), longest)
+        return written(step, start, len(pictures), longest)
 
 
 class Captions(Task):
@@ -65,6 +74,7 @@ class Captions(Task):
         order = np.random.default_rng(0).permutation(len(names))[: options.limit]
         pictures, names = pictures[order], [names[n] for n in order]
         train, unseen = task_data.split(len(names), min(0.2, 500 / len(names)))
+        pictures = (pictures - pictures[train].mean()) / pictures[train].std()
         self.names, self.expected = [names[n] for n in train], [names[n] for n in unseen]
         self.pictures, self.unseen = torch.from_numpy(pictures[train]), torch.from_numpy(pictures[unseen])
         self.vocabulary = task_data.Vocabulary(self.names)
