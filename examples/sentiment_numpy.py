@@ -1,0 +1,121 @@
+"""Sentiment of tweets with NumPy and rnnfast alone: what `sentiment.py` does, without torch.
+
+python examples/sentiment_numpy.py [--cell rnn|lstm|gru]
+
+x_t = row of E for word t                           [D], dropout
+h   = [last h of both directions of layer(x)]       [2 H], dropout
+p   = sigmoid(w h + b)
+loss = mean over the batch of -log p, or -log(1 - p) for a negative text
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sentiment_data import baselines, load
+from task_data import DataError, Vocabulary
+from tqdm import tqdm
+
+import rnnfast as rf
+
+CELLS: dict[str, Any] = {"rnn": rf.RNN, "lstm": rf.LSTM, "gru": rf.GRU}
+EMBEDDING, HIDDEN, BATCH, RATE, DROPOUT = 64, 96, 32, 2e-3, 0.4
+
+
+class Classifier:
+    def __init__(self, cell: str, words: int, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.layer = CELLS[cell](EMBEDDING, HIDDEN, bidirectional=True, seed=self.rng)
+        self.E = self.rng.standard_normal((words, EMBEDDING), dtype=np.float32)
+        self.w = self.rng.uniform(-0.07, 0.07, 2 * HIDDEN).astype(np.float32)
+        self.b = np.zeros(1, np.float32)
+        self.parameters = {"E": self.E, "w": self.w, "b": self.b, **self.layer.parameters}
+
+    def mask(self, *shape: int) -> Any:
+        """Zeroes a share of the elements, and makes up for it in the others."""
+        return (self.rng.random(shape, dtype=np.float32) >= DROPOUT) / np.float32(1 - DROPOUT)
+
+    def __call__(self, words: Any, lengths: Any) -> Any:
+        """words: [T, B], to logits [B]"""
+        _, state = self.layer(self.E[words], lengths=lengths)
+        return last(state) @ self.w + self.b
+
+    def gradients(self, words: Any, lengths: Any, y: Any) -> tuple[float, dict[str, Any]]:
+        """The loss of one batch, and d loss / d parameter by name."""
+        kept_x, kept_h = self.mask(*words.shape, EMBEDDING), self.mask(len(y), 2 * HIDDEN)
+        _, state, tape = self.layer.forward(self.E[words] * kept_x, lengths=lengths)
+        h = last(state) * kept_h
+        z = h @ self.w + self.b
+        d_z = (1 / (1 + np.exp(-z)) - y) / len(y)
+        d_h = (d_z[:, None] * self.w * kept_h).reshape(len(y), 2, HIDDEN).swapaxes(0, 1)
+        grads = self.layer.backward(tape, None, (d_h, np.zeros_like(d_h)) if isinstance(state, tuple) else d_h)
+        d_E = np.zeros_like(self.E)
+        np.add.at(d_E, words, grads.input * kept_x)
+        loss = float(np.logaddexp(0, np.where(y > 0, -z, z)).mean())
+        return loss, {"E": d_E, "w": d_z @ h, "b": d_z.sum(keepdims=True), **grads.parameters}
+
+
+def last(state: Any) -> Any:
+    """[B, 2 H]"""
+    h = state[0] if isinstance(state, tuple) else state
+    return h.swapaxes(0, 1).reshape(h.shape[1], -1)
+
+
+def padded(rows: Sequence[Any]) -> tuple[Any, Any]:
+    """[T, B] with 0 beyond each end, and the lengths [B]"""
+    lengths = np.array([len(row) for row in rows])
+    words = np.zeros((lengths.max(), len(rows)), np.int64)
+    words.T[np.arange(len(words)) < lengths[:, None]] = np.concatenate(rows)
+    return words, lengths
+
+
+def train(model: Classifier, x: Sequence[Any], y: Any, epochs: int) -> None:
+    optimizer = rf.optim.Adam(model.parameters, betas=(0.9, 0.99))
+    total = epochs * -(-len(x) // BATCH)
+    with tqdm(total=total, unit="step", desc="training", mininterval=0.1 if sys.stderr.isatty() else 5.0) as bar:
+        for _ in range(epochs):
+            order = model.rng.permutation(len(x))
+            for at in range(0, len(x), BATCH):
+                chosen = order[at : at + BATCH]
+                loss, gradients = model.gradients(*padded([x[n] for n in chosen]), y[chosen])
+                rf.clip_grad_norm(gradients, 1.0)
+                optimizer.lr = RATE * min((bar.n + 1) / 30, 1 - bar.n / total)
+                optimizer.step(gradients)
+                bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+                bar.update()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Sentiment of tweets with NumPy and rnnfast alone.")
+    parser.add_argument("--cell", choices=CELLS, default="gru")
+    parser.add_argument("--epochs", type=int, default=6, metavar="N")
+    parser.add_argument("--limit", type=int, metavar="N", help="use this many tweets, and no reviews")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--threads", type=int, metavar="N")
+    options = parser.parse_args()
+    if options.threads:
+        rf.set_num_threads(options.threads)
+    try:
+        texts, y, unseen, expected, _ = load(options.limit)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 2
+    vocabulary = Vocabulary(texts, least=2)
+    model = Classifier(options.cell, len(vocabulary), options.seed)
+    train(model, [vocabulary.encode(words) for words in texts], y, options.epochs)
+    found = model(*padded([vocabulary.encode(words) for words in unseen])) > 0
+    print("held out, accuracy, %:")
+    for name, score in [
+        *baselines(texts, y, unseen, expected).items(),
+        (options.cell, 100 * (found == expected).mean()),
+    ]:
+        print(f"  {name:24} {score:.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
