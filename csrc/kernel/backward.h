@@ -77,7 +77,7 @@ template <class C, class T> struct BackwardScratch {
   T* chunk_sums = nullptr;              // [2: over x, over h][panel][row of the chunk][gate][lane]
 
   BackwardScratch() = default;
-  BackwardScratch(Arena& arena, const Forward& pass, int64_t block_rows, bool rebuilds, int64_t threads) {
+  RNNFAST_ONCE BackwardScratch(Arena& arena, const Forward& pass, int64_t block_rows, bool rebuilds, int64_t threads) {
     const Spec& spec = pass.spec;
     const Sizes n = largest_sizes<T>(spec);
     const int64_t gates = C::gates, batch = pass.batch;
@@ -108,7 +108,8 @@ template <class C, class T> struct BackwardScratch {
     return arena.take<T>(ceil_div(size, Height) * Height * block_rows);
   }
 
-  void take_options(Arena& arena, const Forward& pass, const Sizes& n, int64_t block_rows, int64_t threads) {
+  RNNFAST_ONCE void take_options(Arena& arena, const Forward& pass, const Sizes& n, int64_t block_rows,
+                                 int64_t threads) {
     const Spec& spec = pass.spec;
     const int64_t batch = pass.batch, outputs = n.output_panels * width, units = n.panels * width;
     const bool splits = C::gates == 3 && resets_before(spec), restarts = pass.reset && pass.reset_to_initial;
@@ -158,7 +159,7 @@ template <class C, class T> struct BackwardScratch {
 
 template <class C, class T> class BackwardPass {
  public:
-  BackwardPass(const Backward& call, void* scratch)
+  RNNFAST_ONCE BackwardPass(const Backward& call, void* scratch)
       : call_(call),
         pass_(*call.pass),
         spec_(pass_.spec),
@@ -256,7 +257,7 @@ template <class C, class T> class BackwardPass {
     return contiguous(d_x_reverse_, pass_.batch, inputs_of(spec_, l));
   }
 
-  void add_reverse(int64_t l, Range steps) const {
+  RNNFAST_NOINLINE void add_reverse(int64_t l, Range steps) const {
     const Rows<T> sum = d_input(l), reverse = d_input(l, 1);
     for (int64_t t = steps.first; t < steps.last; ++t) {
       const StepRows rows = schedule_.rows(t);
@@ -268,7 +269,7 @@ template <class C, class T> class BackwardPass {
     }
   }
 
-  Layer make_layer(int64_t l, int64_t d) const {
+  RNNFAST_ONCE Layer make_layer(int64_t l, int64_t d) const {
     const int64_t number = l * spec_.num_directions + d;
     Layer layer;
     layer.n = sizes_of<T>(spec_, l);
@@ -384,7 +385,7 @@ template <class C, class T> class BackwardPass {
       }
   }
 
-  void list_rows(const Layer& layer, const Scratch& scratch, Range steps) const {
+  RNNFAST_NOINLINE void list_rows(const Layer& layer, const Scratch& scratch, Range steps) const {
     for (int64_t t = steps.first; t < steps.last; ++t) {
       const StepRows rows = schedule_.rows(t);
       for (int64_t r = 0; r < rows.count; ++r) {
@@ -418,7 +419,7 @@ template <class C, class T> class BackwardPass {
   static T* typed(void* data) { return static_cast<T*>(data); }
 
   // Transposed weights, cleared sums, and the gradients of the last state.
-  void prepare(const Layer& layer, const Scratch& s, const Team& team, const Part& part) const {
+  RNNFAST_ONCE void prepare(const Layer& layer, const Scratch& s, const Team& team, const Part& part) const {
     const Sizes& n = layer.n;
     const Range own = share(n.panels, team.rank, team.size), outputs = share(n.output_panels, team.rank, team.size);
     if (rebuilds()) s.weights.fill(*layer.weights, team.rank, team.size);
@@ -461,7 +462,7 @@ template <class C, class T> class BackwardPass {
   }
 
   // The gradient by the final state goes to the sequence's last row, or to where a reset behind it says.
-  void prepare_state(const Layer& layer, const Scratch& s, const Part& part, int64_t b) const {
+  RNNFAST_ONCE void prepare_state(const Layer& layer, const Scratch& s, const Part& part, int64_t b) const {
     const Sizes& n = layer.n;
     const Start from = schedule_.final_start(b, layer.reverse);
     const bool to_row = from == Start::previous || (from == Start::initial && schedule_.count(b) == 0);
@@ -489,7 +490,7 @@ template <class C, class T> class BackwardPass {
   // The part of U, or of its gradient, that belongs to GRU's n where it is split.
   static T* u_n(const Layer& layer, T* u) { return u + layer.n.panels * layer.n.outputs * 2 * width; }
 
-  void finish(const Layer& layer, const Scratch& s, const Team& team, const Part& part) const {
+  RNNFAST_ONCE void finish(const Layer& layer, const Scratch& s, const Team& team, const Part& part) const {
     const Sizes& n = layer.n;
     for (int64_t b = part.rows.first; b < part.rows.last; ++b) {
       for (int64_t p = part.outputs.first; layer.d_h0 && p < part.outputs.last; ++p) {
@@ -508,7 +509,7 @@ template <class C, class T> class BackwardPass {
     if (layer.gradients) unpack_gradients(layer, s, team);
   }
 
-  void unpack_gradients(const Layer& layer, const Scratch& s, const Team& team) const {
+  RNNFAST_ONCE void unpack_gradients(const Layer& layer, const Scratch& s, const Team& team) const {
     const Sizes& n = layer.n;
     const Range own = share(n.panels, team.rank, team.size), outputs = share(n.output_panels, team.rank, team.size);
     const WeightGradients& g = *layer.gradients;

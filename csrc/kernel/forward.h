@@ -57,11 +57,11 @@ template <class C, class T> class ForwardPass {
     if (has_x_part_ || products_in_memory) row_pointers_ = arena_.template take<const T*>(threads_ * block_ * batch);
     if (has_recurrent_masks()) operand_ = arena_.template take<T>(directions * 2 * batch * most.outputs);
     if (products_in_memory) take_products(most);
-    take_sequences();
+    if (spec_.num_layers > 1 || has_input_masks(pass_, 0)) take_sequences();
     if (!pass.packed) packed_ = arena_.template take<char>(static_cast<int64_t>(packed_bytes(spec_)));
   }
 
-  void take_products(const Sizes& most) {
+  RNNFAST_ONCE void take_products(const Sizes& most) {
     const int64_t rows = spec_.num_directions * pass_.batch, panels = max(most.panels, most.output_panels);
     sums_ = arena_.template take<T>(rows * panels * C::gates * width);
     if (projects()) unprojected_ = arena_.template take<T>(rows * most.units);
@@ -104,8 +104,7 @@ template <class C, class T> class ForwardPass {
   }
 
   // Outputs of layers below the top, and inputs times their masks.
-  void take_sequences() {
-    if (spec_.num_layers == 1 && !has_input_masks(pass_, 0)) return;
+  RNNFAST_ONCE void take_sequences() {
     int64_t output = 0, masked = 0;
     for (int64_t l = 0; l < spec_.num_layers; ++l) {
       if (l > 0) output = max(output, inputs_of(spec_, l));
@@ -211,7 +210,7 @@ template <class C, class T> class ForwardPass {
 
   bool keeps_boundaries() const { return C::has_c && pass_.tape && pass_.segments; }
 
-  void keep_boundary(const Layer& layer, const Part& part, int64_t segment) const {
+  RNNFAST_NOINLINE void keep_boundary(const Layer& layer, const Part& part, int64_t segment) const {
     T* kept = tape_.boundary(layer.layer, layer.direction, segment);
     for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
       const int64_t first = (p * pass_.batch + part.rows.first) * width;
@@ -268,7 +267,7 @@ template <class C, class T> class ForwardPass {
   }
 
   // Steps that a row takes no part in repeat its output before, in the direction of the scan.
-  void carry_output(const Layer& layer, const Part& part) const {
+  RNNFAST_ONCE void carry_output(const Layer& layer, const Part& part) const {
     const int64_t first = part.outputs.first * width, size = min(layer.n.outputs, part.outputs.last * width) - first;
     for (int64_t b = part.rows.first; size > 0 && b < part.rows.last; ++b) {
       const T* before = nullptr;

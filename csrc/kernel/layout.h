@@ -174,7 +174,7 @@ template <class C, class T> struct Packed {
   }
 
   // A share of the work; everything is packed when all shares are.
-  RNNFAST_NOINLINE void fill(const Weights& from, int64_t share_number, int64_t shares) const {
+  RNNFAST_ONCE void fill(const Weights& from, int64_t share_number, int64_t shares) const {
     const Range own = share(n.panels, share_number, shares);
     const T* weight_hh = static_cast<const T*>(from.weight_hh);
     pack_by_unit(static_cast<const T*>(from.weight_ih), C::gates, n.units, n.inputs, w, own.first, own.last);
@@ -188,7 +188,7 @@ template <class C, class T> struct Packed {
     pack_by_unit(static_cast<const T*>(from.weight_hr), 1, n.outputs, n.units, hr, outputs.first, outputs.last);
   }
 
-  void fill_norms(const Weights& from, Range own) const {
+  RNNFAST_ONCE void fill_norms(const Weights& from, Range own) const {
     pack_by_unit(static_cast<const T*>(from.weight_ln_ih), C::gates, n.units, 1, ln_ih, own.first, own.last);
     pack_by_unit(static_cast<const T*>(from.weight_ln_hh), C::gates, n.units, 1, ln_hh, own.first, own.last);
     if (!ln_c) return;
@@ -230,7 +230,7 @@ template <class C, class T> struct Packed {
   }
 
  private:
-  void fill_bias(const Weights& from, int64_t p) const {
+  RNNFAST_ONCE void fill_bias(const Weights& from, int64_t p) const {
     const T* b_ih = static_cast<const T*>(from.bias_ih);
     const T* b_hh = static_cast<const T*>(from.bias_hh);
     T* out = bias + p * C::columns * width;

@@ -64,7 +64,10 @@ class Schedule {
 
   // Fills the tables; before any thread reads them.
   void build() {
-    if (!irregular_) return;
+    if (irregular_) build_tables();
+  }
+
+  RNNFAST_ONCE void build_tables() {
     for (int64_t b = 0; b < batch_; ++b) sequence_[b] = {};
     for (int64_t t = 0; pass_.reset && t < steps_; ++t) restarts_[0][t] = restarts_[1][t] = 0;
     int64_t number = 0;

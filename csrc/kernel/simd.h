@@ -16,8 +16,10 @@
 #endif
 
 #define RNNFAST_INLINE inline __attribute__((always_inline))
-// For what is large and not in an inner loop, so that there is one copy of it.
+// For what is large and not in an inner loop, so that there is one copy of it; and for what runs once a call, so that
+// it is small.
 #define RNNFAST_NOINLINE __attribute__((noinline))
+#define RNNFAST_ONCE __attribute__((noinline, cold))
 // Loops of constant length over arrays of vectors: the arrays live in registers only if no index is left variable.
 #if defined(__clang__)
 #define RNNFAST_UNROLL_FOR(...) _Pragma("clang loop unroll(full)") for (__VA_ARGS__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -71,6 +72,7 @@ def _described(source: Path, text: str | None, arrays: Mapping[str, Array]) -> C
         raise ValueError(f"{source} holds no configuration: it was not written by rnnfast.save; use load_state_dict")
     try:
         name, arguments = _parsed(text)
+        inspect.signature(CLASSES[name]).bind(**arguments)  # the class knows its own options
         config = Config.from_arguments(name.lower(), arguments)
         _check.state_dict(name, arrays, config.parameter_shapes(), config.numpy_dtype, True)
     except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -39,10 +39,10 @@ template <class T> uint64_t fnv(const Guarded<T>& values) {
 template <class T> void print(const KernelTable& table, Case c, int threads) {
   std::printf("%s:", describe(c).c_str());  // without the threads, which change nothing
   c.threads = threads;
-  const Inputs<T> in(c, Side::end);
-  const Outputs<T> out(c, Side::end, 0);
+  const Inputs<T> in(c, Side::apart);
+  const Outputs<T> out(c, Side::apart, 0);
   Pass<T> pass(c, in, out);
-  run_kernels(table, c, pass, Side::end, 0);
+  run_kernels(table, c, pass, Side::apart, 0);
   out.each([](const char* name, const Guarded<T>& array) { std::printf(" %s=%016" PRIx64, name, fnv(array)); });
   std::printf("\n");
 }
