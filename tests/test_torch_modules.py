@@ -138,11 +138,26 @@ def test_cells_give_torchs_results(kind: str, form: str, mode: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch's, about itself
-def test_projections_are_torchs() -> None:
-    ours, theirs = pair("LSTM", I, H, proj_size=3)
-    x = torch.randn(T, B, I)
-    assert_same(outputs_and_gradients(ours, x, None), outputs_and_gradients(theirs, x, None))
-    assert "proj_size" in rt.explain(ours)[0].reason
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("lengths", [None, [3, T, 1]])
+def test_projections_equal_torch(bias: bool, bidirectional: bool, lengths: Any) -> None:
+    ours, theirs = pair("LSTM", I, H, 2, bias=bias, bidirectional=bidirectional, proj_size=3, dtype=torch.float64)
+    assert rt.explain(ours)[0].runs_in == "rnnfast"
+    x = torch.randn(T, 3, I, dtype=torch.float64)
+    cells = 4 if bidirectional else 2
+    hx = torch.randn(cells, 3, 3, dtype=torch.float64), torch.randn(cells, 3, H, dtype=torch.float64)
+    for state in (None, hx):
+        assert_same(outputs_and_gradients(ours, x, state, lengths), outputs_and_gradients(theirs, x, state, lengths))
+    with torch.no_grad():
+        assert_same(flat(ours(x, hx)), flat(theirs(x, hx)))
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_a_projected_layer_has_second_derivatives() -> None:
+    layer = rt.LSTM(2, 4, proj_size=3, dtype=torch.float64)
+    x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: layer(x)[0], x)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -333,6 +348,7 @@ class Model(torch.nn.Module):
         return self.projected(self.cell(output[-1])[None])[0]
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_accelerate_keeps_everything_and_restore_undoes_it() -> None:
     model = Model().eval()
     calls: list[Any] = []
@@ -349,8 +365,7 @@ def test_accelerate_keeps_everything_and_restore_undoes_it() -> None:
     assert calls == [encoder, encoder]
     model.load_state_dict(state)
     where = {line.name: line.runs_in for line in rt.explain(model)}
-    assert where == {"encoder": "rnnfast", "shared.1": "rnnfast", "cell": "rnnfast", "projected": "torch"}
-    assert "proj_size" in str(rt.explain(model))
+    assert where == {"encoder": "rnnfast", "shared.1": "rnnfast", "cell": "rnnfast", "projected": "rnnfast"}
     rt.restore(model)
     assert type(encoder) is torch.nn.LSTM and type(model.cell) is torch.nn.GRUCell
     assert torch.equal(model(x), want)

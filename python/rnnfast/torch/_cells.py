@@ -38,7 +38,7 @@ class _Cell(torch.nn.RNNCellBase):
         if x.dim() not in (1, 2) or x.shape[-1] != self.input_size:
             return False
         return (
-            _support.states_fit(states, (*x.shape[:-1], self.hidden_size), x.dtype)
+            _support.states_fit(states, [(*x.shape[:-1], self.hidden_size)] * 2, x.dtype)
             # Packing the weights for one step costs more than torch's step: 2 to 3 times its training time.
             and not _support.need_gradients((x, *states), weights)
             and _support.weights_fit(weights, x.dtype, self, self._mode)

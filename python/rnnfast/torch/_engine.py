@@ -37,16 +37,38 @@ class Options(NamedTuple):
         return self.num_layers * (2 if self.bidirectional else 1)
 
 
+class Sizes(NamedTuple):
+    """Of the first layer."""
+
+    inputs: int
+    units: int
+    width: int  # of h: the units, or what they are projected to
+
+
+def sizes_of(mode: str, weights: Sequence[Tensor]) -> Sizes:
+    rows, inputs = weights[0].shape
+    return Sizes(inputs, rows // GATES[mode], weights[1].shape[1])
+
+
 @functools.cache
-def _spec(mode: str, dtype: torch.dtype, inputs: int, units: int, layers: int, directions: int) -> _core.Spec:
+def _spec(mode: str, dtype: torch.dtype, sizes: Sizes, layers: int, directions: int) -> _core.Spec:
     activations = [(("relu", 0.0, 0.0),)] * directions if mode == "RNN_RELU" else None
-    return _core.Spec(CELLS[mode], DTYPES[dtype], inputs, units, layers, directions, activations=activations)
+    return _core.Spec(
+        CELLS[mode],
+        DTYPES[dtype],
+        sizes.inputs,
+        sizes.units,
+        layers,
+        directions,
+        activations=activations,
+        proj_size=sizes.width if sizes.width != sizes.units else 0,  # torch's is smaller than the units
+    )
 
 
 def spec_of(options: Options, dtype: torch.dtype, weights: Sequence[Tensor]) -> _core.Spec:
     directions = 2 if options.bidirectional else 1
-    inputs, units = int(weights[0].shape[1]), int(weights[1].shape[1])
-    return _spec(options.mode, dtype, inputs, units, options.num_layers, directions)
+    sizes = Sizes(*(int(size) for size in sizes_of(options.mode, weights)))
+    return _spec(options.mode, dtype, sizes, options.num_layers, directions)
 
 
 def threads() -> int:
@@ -166,18 +188,18 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     spec = spec_of(options, x.dtype, weights)
     packed = packed_weights(spec, weights)
-    units = weights[1].shape[1]
+    _, units, width = sizes_of(options.mode, weights)
     if x.stride(2) != 1:
         x = x.contiguous()
     first, second = x.shape[0], x.shape[1]
-    y = _new((first, second, 2 * units if options.bidirectional else units), x)
+    y = _new((first, second, 2 * width if options.bidirectional else width), x)
     x_strides, y_strides = x.stride()[:2], y.stride()[:2]
     steps, batch = first, second
     if options.batch_first:
         steps, batch = second, first
         x_strides, y_strides = x_strides[::-1], y_strides[::-1]
-    h_n = _new((options.cells, batch, units), x)
-    c_n = torch.empty_like(h_n) if options.mode == "LSTM" else None
+    h_n = _new((options.cells, batch, width), x)
+    c_n = _new((options.cells, batch, units), x) if options.mode == "LSTM" else None
     if h0 is not None and not h0.is_contiguous():
         h0 = h0.contiguous()
     if c0 is not None and not c0.is_contiguous():
@@ -203,8 +225,9 @@ def run_cell(
     x: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor], mode: str
 ) -> tuple[Tensor, Tensor | None]:
     """h and c after one step; x [B, I], states [B, H]. The step's output is the new h itself."""
-    units = weights[1].shape[1]
-    packed = packed_weights(_spec(mode, x.dtype, weights[0].shape[1], units, 1, 1), weights)
+    sizes = sizes_of(mode, weights)
+    units = sizes.units
+    packed = packed_weights(_spec(mode, x.dtype, sizes, 1, 1), weights)
     x = x if x.stride(1) == 1 else x.contiguous()
     h = h if h is None or h.is_contiguous() else h.contiguous()
     c = c if c is None or c.is_contiguous() else c.contiguous()
@@ -301,12 +324,12 @@ def run_taped(
     if batch_sizes is not None:
         x, lengths = pad(x, batch_sizes)
         options = options._replace(batch_first=False)
-    units = weights[1].shape[1]
+    _, units, width = sizes_of(options.mode, weights)
     first, second = x.shape[:2]
     batch = first if options.batch_first else second
-    y = _new((first, second, 2 * units if options.bidirectional else units), x)
-    h_n = _new((options.cells, batch, units), x)
-    c_n = torch.empty_like(h_n) if options.mode == "LSTM" else None
+    y = _new((first, second, 2 * width if options.bidirectional else width), x)
+    h_n = _new((options.cells, batch, width), x)
+    c_n = _new((options.cells, batch, units), x) if options.mode == "LSTM" else None
     spec = spec_of(options, x.dtype, weights)
     tape = torch.from_numpy(_core.new_tape(tape_size(first, second, spec, isa)))
     _pass(x, y, h0, c0, h_n, c_n, weights, lengths, seed, tape, options, isa).forward()
@@ -349,15 +372,16 @@ def run_backward(
         grad_y = None if grad_y is None else pad(grad_y, batch_sizes)[0]
         options = options._replace(batch_first=False)
     batch = x.shape[0] if options.batch_first else x.shape[1]
-    state = (options.cells, batch, weights[1].shape[1])
+    _, units, width = sizes_of(options.mode, weights)
+    h_shape, c_shape = (options.cells, batch, width), (options.cells, batch, units)
     is_lstm = options.mode == "LSTM"
     # The engine asks where a last state would go; nobody reads or writes it here.
-    unused = torch.empty(state, dtype=x.dtype, device="cpu")
+    unused_h, unused_c = _new(h_shape, x), _new(c_shape, x) if is_lstm else None
     grad_x = _new(tuple(x.shape), x) if wanted.x else None
-    grad_h0 = _new(state, x) if wanted.h0 else None
-    grad_c0 = _new(state, x) if wanted.c0 else None
+    grad_h0 = _new(h_shape, x) if wanted.h0 else None
+    grad_c0 = _new(c_shape, x) if wanted.c0 else None
     grad_weights = [_new(tuple(w.shape), x) if want else None for w, want in zip(weights, wanted.weights, strict=True)]
-    forward = _pass(x, y, h0, c0, unused, unused if is_lstm else None, weights, lengths, seed, tape, options, isa)
+    forward = _pass(x, y, h0, c0, unused_h, unused_c, weights, lengths, seed, tape, options, isa)
     forward.backward(
         None if grad_y is None else _to_engine(grad_y, options.batch_first),
         _optional_array(grad_h_n),

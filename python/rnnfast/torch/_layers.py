@@ -40,7 +40,7 @@ class _Layer(torch.nn.RNNBase):
     # --- whether ---
 
     def _runs_here(self, x: Any, states: list[Tensor | None], weights: list[Tensor]) -> bool:
-        if not isinstance(x, Tensor) or x.dtype not in _engine.DTYPES or (self.proj_size and not _support.PROJECTIONS):
+        if not isinstance(x, Tensor) or x.dtype not in _engine.DTYPES:
             return False
         return _support.sound([x, *states]) and _support.weights_fit(weights, x.dtype, self, self.mode)
 
@@ -49,8 +49,9 @@ class _Layer(torch.nn.RNNBase):
             return False
         if batch_sizes is None and x.shape[1 if self.batch_first else 0] == 0:
             return False
-        expected = (self.num_layers * (2 if self.bidirectional else 1), batch, self.hidden_size)
-        return _support.states_fit(states, expected, x.dtype)
+        cells = self.num_layers * (2 if self.bidirectional else 1)
+        shapes = [(cells, batch, self.proj_size or self.hidden_size), (cells, batch, self.hidden_size)]
+        return _support.states_fit(states, shapes, x.dtype)
 
     # --- how ---
 
@@ -66,7 +67,7 @@ class _Layer(torch.nn.RNNBase):
         if not (traced or drops or _support.need_gradients((x, h0, c0), weights) or _support.watched()):
             return _engine.run(x, h0, c0, weights, batch_sizes, options)
         if batch_sizes is not None and h0 is None:  # the operator's shapes follow from h0
-            h0 = x.new_zeros((options.cells, batch, self.hidden_size))
+            h0 = x.new_zeros((options.cells, batch, self.proj_size or self.hidden_size))
         seed = torch.randint(2**63 - 1, (), device="cpu") if drops else None
         return _operators.recurrent(x, h0, c0, weights, batch_sizes, seed, *options)
 

@@ -91,16 +91,16 @@ _library.impl("recurrent_backward", _backward_cpu, "CPU")
 
 def _shapes(
     x: Tensor, h0: Tensor | None, weights: Sequence[Tensor], batch_sizes: Tensor | None, options: Options
-) -> tuple[Any, Any, Any, Any]:
-    """Steps, batch, and the shapes of output and state."""
-    units = weights[1].shape[1]
+) -> tuple[Any, Any, Any, Any, Any]:
+    """Steps, batch, and the shapes of output, h and c."""
+    _, units, width = _engine.sizes_of(options.mode, weights)
     if batch_sizes is not None:
         assert h0 is not None, "with batch_sizes, h0 tells the batch"
         steps, batch = batch_sizes.shape[0], h0.shape[1]
     else:
         steps, batch = (x.shape[1], x.shape[0]) if options.batch_first else (x.shape[0], x.shape[1])
-    output = (*x.shape[:-1], 2 * units if options.bidirectional else units)
-    return steps, batch, output, (options.cells, batch, units)
+    output = (*x.shape[:-1], 2 * width if options.bidirectional else width)
+    return steps, batch, output, (options.cells, batch, width), (options.cells, batch, units)
 
 
 @torch.library.register_fake("rnnfast::recurrent", lib=_library)
@@ -108,8 +108,8 @@ def _recurrent_fake(
     x: Tensor, h0: Any, c0: Any, weights: list[Tensor], batch_sizes: Any, seed: Any, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     chosen = Options(*options)
-    _, _, output, state = _shapes(x, h0, weights, batch_sizes, chosen)
-    return x.new_empty(output), x.new_empty(state), x.new_empty(state if chosen.mode == "LSTM" else 0)
+    _, _, output, h, c = _shapes(x, h0, weights, batch_sizes, chosen)
+    return x.new_empty(output), x.new_empty(h), x.new_empty(c if chosen.mode == "LSTM" else 0)
 
 
 @torch.library.register_fake("rnnfast::recurrent_taped", lib=_library)
@@ -118,7 +118,7 @@ def _taped_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *options, isa = rest
     chosen = Options(*options)
-    steps, batch, _, _ = _shapes(x, h0, weights, batch_sizes, chosen)
+    steps, batch, *_ = _shapes(x, h0, weights, batch_sizes, chosen)
     size = _engine.tape_size(steps, batch, _engine.spec_of(chosen, x.dtype, weights), isa)
     return *_recurrent_fake(x, h0, c0, weights, batch_sizes, seed, *options), x.new_empty(size, dtype=torch.uint8)
 
@@ -128,8 +128,8 @@ def _backward_fake(*arguments: Any) -> list[Tensor]:
     _, _, _, x, h0, c0, weights, batch_sizes, *_ = arguments
     mode, num_layers, bidirectional, batch_first, dropout, _, wanted = arguments[-7:]
     options = Options(mode, num_layers, bidirectional, batch_first, dropout)
-    _, _, _, state = _shapes(x, h0, weights, batch_sizes, options)
-    shapes = [x.shape, state, state, *(weight.shape for weight in weights)]
+    _, _, _, h, c = _shapes(x, h0, weights, batch_sizes, options)
+    shapes = [x.shape, h, c, *(weight.shape for weight in weights)]
     return [x.new_empty(shape) for shape, want in zip(shapes, wanted, strict=True) if want]
 
 

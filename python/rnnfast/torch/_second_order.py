@@ -51,14 +51,15 @@ def _layers(
     each = len(weights) // options.num_layers
     batch_axis = 0 if options.batch_first and batch_sizes is None else 1
     batch = int(batch_sizes[0]) if batch_sizes is not None else x.shape[batch_axis]
-    zeros = x.new_zeros(options.cells, batch, weights[1].shape[1])
-    h0, c0 = (zeros if state is None else state for state in (h0, c0))
+    _, units, width = _engine.sizes_of(options.mode, weights)
+    h0 = x.new_zeros(options.cells, batch, width) if h0 is None else h0
+    c0 = x.new_zeros(options.cells, batch, units) if c0 is None else c0
     last: tuple[list[Any], list[Any]] = ([], [])
     for layer in range(options.num_layers):
         rows = slice(layer * directions, (layer + 1) * directions)
         hx = (h0[rows], c0[rows]) if options.mode == "LSTM" else h0[rows]
         own = weights[layer * each : (layer + 1) * each]
-        rest = (own, each // directions == 4, 1, 0.0, False, options.bidirectional)
+        rest = (own, each // directions >= 4, 1, 0.0, False, options.bidirectional)
         function = getattr(torch._VF, _FUNCTIONS[options.mode])
         if batch_sizes is None:
             x, *state = function(x, hx, *rest, options.batch_first)

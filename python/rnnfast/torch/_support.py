@@ -11,16 +11,12 @@ from torch import Tensor
 
 from ._engine import DTYPES, GATES
 
-PROJECTIONS = False  # whether the engine has proj_size
-
 _PLAIN = (Tensor, torch.nn.Parameter)
 _CELL_NAMES = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
 
 
 def reason_against(module: torch.nn.Module) -> str | None:
     """Why torch runs this module itself, as far as the module alone tells; None where rnnfast can run it."""
-    if getattr(module, "proj_size", 0) and not PROJECTIONS:
-        return "proj_size: only the layers of rnnfast itself have it"
     weights = weights_of(module)
     if weights is None:
         return "a weight is missing"
@@ -45,12 +41,15 @@ def weights_of(module: Any) -> list[Tensor] | None:
     return weights
 
 
-def _shapes(mode: str, inputs: int, units: int, layers: int, directions: int, bias: bool) -> list[torch.Size]:
-    rows, shapes = GATES[mode] * units, []
+def _shapes(
+    mode: str, inputs: int, units: int, projected: int, layers: int, directions: int, bias: bool
+) -> list[torch.Size]:
+    rows, width, shapes = GATES[mode] * units, projected or units, []
     for layer in range(layers):
         for _ in range(directions):
-            shapes += [torch.Size((rows, directions * units if layer else inputs)), torch.Size((rows, units))]
+            shapes += [torch.Size((rows, directions * width if layer else inputs)), torch.Size((rows, width))]
             shapes += [torch.Size((rows,))] * 2 if bias else []
+            shapes += [torch.Size((projected, units))] if projected else []
     return shapes
 
 
@@ -63,7 +62,8 @@ def weights_fit(weights: Sequence[Tensor], dtype: torch.dtype, module: Any, mode
     if isinstance(module, torch.nn.RNNBase):
         layers, directions = module.num_layers, 2 if module.bidirectional else 1
     shapes = _shapes if torch.compiler.is_compiling() else _known_shapes  # Dynamo warns of caches
-    expected = shapes(mode, module.input_size, module.hidden_size, layers, directions, module.bias)
+    projected = getattr(module, "proj_size", 0)
+    expected = shapes(mode, module.input_size, module.hidden_size, projected, layers, directions, module.bias)
     if [weight.shape for weight in weights] != expected:
         return False
     for weight in weights:  # here and below: loops, where any() would cost a microsecond more
@@ -131,8 +131,9 @@ def states_of(hx: Any, is_lstm: bool) -> list[Tensor | None] | None:
     return list(hx) if isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor) else None
 
 
-def states_fit(states: Sequence[Tensor | None], shape: tuple[Any, ...], dtype: torch.dtype) -> bool:
-    for state in states:
+def states_fit(states: Sequence[Tensor | None], shapes: Sequence[tuple[Any, ...]], dtype: torch.dtype) -> bool:
+    """Of h and c."""
+    for state, shape in zip(states, shapes, strict=False):
         if state is not None and (state.shape != shape or state.dtype != dtype):
             return False
     return True
