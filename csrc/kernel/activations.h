@@ -82,7 +82,7 @@ template <class T> RNNFAST_NOINLINE vec<T> Curve<T>::slope(vec<T> x) const {
       return alpha * beta * d_tanh(tanh(beta * x));
     case Function::hard_sigmoid: {
       const vec<T> y = fma(alpha, x, beta);
-      return (y > zero) & (y < one) ? alpha : zero;
+      return ((y > zero) & (y < one)) ? alpha : zero;
     }
     case Function::elu:
       return x <= zero ? alpha * exp(x) : one;
