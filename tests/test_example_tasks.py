@@ -91,11 +91,18 @@ def test_both_frameworks_train_the_same_model(task: str, compared: tuple[str, Pa
 
 
 def test_the_comparison_prints_a_line_for_each_task(compared: tuple[str, Path]) -> None:
-    printed, _ = compared
+    printed, folder = compared
     lines = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")][1:]
     assert [line[0] for line in lines] == [f"| {task.replace('_', ' ')}" for task in TASKS]
-    for line in lines:
-        assert float(line[4]) == pytest.approx(float(line[2]) / float(line[3]), rel=0.3, abs=0.5)
+    for task, line in zip(TASKS, lines, strict=True):
+        torch, rnnfast = (
+            json.loads(path.read_text())
+            for framework in ("torch", "rnnfast")
+            for path in folder.glob(f"{task}-gru-{framework}-*.json")
+        )
+        assert line[2:4] == [f"{report['seconds'][0]:.2f}" for report in (torch, rnnfast)]
+        assert line[4] == f"{torch['seconds'][0] / rnnfast['seconds'][0]:.2f}"
+        assert line[5] == f"{torch['recurrent'] / rnnfast['recurrent']:.2f}"
     assert "geometric means" in printed
 
 
