@@ -67,6 +67,8 @@ template <class C, class T> struct BackwardScratch {
   T* zeros = nullptr;     // [max(S, H)]
   struct Row {
     int64_t t, b, number;
+    const T *h_before, *c_before;  // the state that it started from: [unit], and [panel][lane] with a stride
+    int64_t c_stride;
   };
   Row* rows = nullptr;     // of the block, in the order of processing
   char* packed = nullptr;  // memory for `weights`
@@ -206,6 +208,7 @@ template <class C, class T> class BackwardPass {
   using V = vec<T>;
   using Layer = BackwardLayer<T>;
   using Scratch = BackwardScratch<C, T>;
+  using Row = typename Scratch::Row;
 
   // --- layers, from the top ---
 
@@ -314,8 +317,10 @@ template <class C, class T> class BackwardPass {
                         layer.n.panels * C::gates * width * static_cast<int64_t>(sizeof(T))};
     const Part part = make_part(team, extent, extent.row_bytes * layer.n.outputs, full_rows<1>);
     prepare(layer, scratch, team, part);
+    const int64_t steps = pass_.batch ? pass_.steps : 0;
+    if (layer.gradients && steps == 0) weight_products(scratch, layer, team, 0, false);
     team.wait();
-    for (int64_t last = pass_.batch ? pass_.steps : 0, first; last > 0; last = first) {
+    for (int64_t last = steps, first; last > 0; last = first) {
       const int64_t above = (spec_.num_layers - 1 - l) * spec_.num_directions + d;
       if (interrupt_.stops(*team.meeting, team.rank == 0, id == 0, (above + 1) * pass_.steps - last)) break;
       first = block_start(last);
@@ -323,15 +328,18 @@ template <class C, class T> class BackwardPass {
         rebuild(layer, tape_.boundary(l, d, (last - 1) / segment_steps(pass_)), scratch, team, last);
         team.wait();
       }
-      int64_t done = 0;  // rows of the block
-      for (int64_t s = last - 1; s >= first; --s) done += step(layer, scratch, team, part, s, done, out_rows);
+      const Range numbers = schedule_.numbers(steps_between(layer, first, last));
+      const int64_t count = numbers.size();
+      list_block(layer, scratch, numbers, share(last - first, team.rank, team.size), first);
+      team.wait();
+      for (int64_t s = last - 1; s >= first; --s) step(layer, scratch, part, numbers, s, out_rows);
       team.wait();
       if (layer.gradients) {
-        pack_operands(layer, scratch, team, done);
+        pack_operands(layer, scratch, team, count);
         team.wait();
-        weight_products(scratch, layer, team, done);
+        weight_products(scratch, layer, team, count, last < steps);
       }
-      if (layer.d_x.data) input_products(layer, scratch, share(done, team.rank, team.size), out_rows);
+      if (layer.d_x.data) input_products(layer, scratch, share(count, team.rank, team.size), out_rows);
       team.wait();
     }
     finish(layer, scratch, team, part);
@@ -340,6 +348,45 @@ template <class C, class T> class BackwardPass {
 
   // The steps that are taken together with step `last - 1`. Segments, where there are any, are whole blocks.
   int64_t block_start(int64_t last) const { return (last - 1) / block_ * block_; }
+
+  int64_t time_of(const Layer& layer, int64_t s) const { return layer.reverse ? pass_.steps - 1 - s : s; }
+  Range steps_between(const Layer& layer, int64_t first, int64_t last) const {
+    return layer.reverse ? Range{pass_.steps - last, pass_.steps - first} : Range{first, last};
+  }
+
+  // Where a step's rows begin among those of the block, which have these numbers.
+  static int64_t place_in_block(const Layer& layer, Range numbers, const StepRows& rows) {
+    return layer.reverse ? rows.first - numbers.first : numbers.last - rows.first - rows.count;
+  }
+
+  // A share of the block's steps, counted from its first one.
+  RNNFAST_NOINLINE void list_block(const Layer& layer, const Scratch& scratch, Range numbers, Range steps,
+                                   int64_t first) const {
+    for (int64_t s = first + steps.first; s < first + steps.last; ++s) {
+      const int64_t t = time_of(layer, s);
+      const StepRows rows = schedule_.rows(t);
+      Row* to = scratch.rows + place_in_block(layer, numbers, rows);
+      for (int64_t r = 0; r < rows.count; ++r) to[r] = row_of(layer, scratch, t, rows.batch(r), rows.first + r);
+    }
+  }
+
+  Row row_of(const Layer& layer, const Scratch& scratch, int64_t t, int64_t b, int64_t number) const {
+    const Start start = schedule_.start(number, layer.reverse);
+    const bool initial = start == Start::initial;
+    Row row{t, b, number, initial && layer.h0 ? layer.h0 + b * layer.n.outputs : scratch.zeros, scratch.zeros, 0};
+    if (start == Start::previous) {
+      const int64_t before = schedule_.before(number, layer.reverse);
+      row.h_before = layer.y.at(schedule_.time_before(number, t, layer.reverse), b);
+      if (!C::has_c) return row;
+      const bool on_tape = before >= layer.numbers.first && before < layer.numbers.last;
+      row.c_before =
+          on_tape ? saved_at(layer, 0, before) + (layer.options.saved - 1) * width : layer.c_start + b * width;
+      row.c_stride = on_tape ? layer.numbers.size() * layer.options.saved * width : pass_.batch * width;
+    } else if (initial && C::has_c && layer.c0) {
+      row.c_before = layer.c0 + b * layer.n.units, row.c_stride = width;
+    }
+    return row;
+  }
 
   // --- recomputation: the gates of a segment, from x and the known h, as one product ---
 
@@ -353,7 +400,7 @@ template <class C, class T> class BackwardPass {
 
   void rebuild(Layer& layer, const T* c_start, const Scratch& scratch, const Team& team, int64_t last) const {
     const int64_t first = (last - 1) / segment_steps(pass_) * segment_steps(pass_);
-    const Range steps = layer.reverse ? Range{pass_.steps - last, pass_.steps - first} : Range{first, last};
+    const Range steps = steps_between(layer, first, last);
     layer.numbers = schedule_.numbers(steps);
     layer.saved = scratch.saved;
     layer.c_start = c_start;
@@ -363,7 +410,7 @@ template <class C, class T> class BackwardPass {
     for (int64_t row = 0; row < layer.numbers.size(); row += Scratch::chunk)
       rebuild_columns(layer, scratch, own, {row, min(row + Scratch::chunk, layer.numbers.size())});
     for (int64_t p = own.first; p < own.last; ++p)
-      for (int64_t s = first; s < last; ++s) rebuild_step(layer, scratch, p, layer.reverse ? pass_.steps - 1 - s : s);
+      for (int64_t s = first; s < last; ++s) rebuild_step(layer, scratch, p, time_of(layer, s));
   }
 
   // Leaves the columns of some rows where the saved values will be.
@@ -391,7 +438,7 @@ template <class C, class T> class BackwardPass {
       for (int64_t r = 0; r < rows.count; ++r) {
         const int64_t at = rows.first + r - layer.numbers.first, b = rows.batch(r);
         scratch.x_rows[at] = layer.x.at(t, b);
-        scratch.h_rows[at] = h_before(layer, scratch, t, b, rows.first + r);
+        scratch.h_rows[at] = row_of(layer, scratch, t, b, rows.first + r).h_before;
       }
     }
   }
@@ -399,16 +446,15 @@ template <class C, class T> class BackwardPass {
   void rebuild_step(const Layer& layer, const Scratch& scratch, int64_t p, int64_t t) const {
     const StepRows rows = schedule_.rows(t);
     for (int64_t r = 0; r < rows.count; ++r) {
-      const int64_t b = rows.batch(r), number = rows.first + r, unit = p * width;
-      const int64_t valid = min(width, layer.n.units - unit);
-      T* out = scratch.saved + (p * layer.numbers.size() + number - layer.numbers.first) * layer.options.saved * width;
+      const Row row = row_of(layer, scratch, t, rows.batch(r), rows.first + r);
+      const int64_t unit = p * width, valid = min(width, layer.n.units - unit);
+      T* out =
+          scratch.saved + (p * layer.numbers.size() + row.number - layer.numbers.first) * layer.options.saved * width;
       V a[C::columns], saved[C::saved_general], gates[C::gates];
       RNNFAST_UNROLL_FOR (int g = 0; g < C::columns; ++g) a[g] = load(out + g * width);
-      State<T> prev{};
-      if (!projects()) prev.h = load_part(h_before(layer, scratch, t, b, number) + unit, valid);
-      if (C::has_c) prev.c = c_before(layer, p, b, number, valid);
+      const State<T> prev{projects() ? V{} : load_part(row.h_before + unit, valid), c_before(row, p, valid)};
       run_cell<C>(layer.options, scratch.peepholes, p, a, prev, layer.relu, saved, gates,
-                  {(t * pass_.batch + b) * layer.n.units + unit, valid});
+                  {(t * pass_.batch + row.b) * layer.n.units + unit, valid});
       for (int j = 0; j < layer.options.saved; ++j) store<T>(out + j * width, saved[j]);
     }
   }
@@ -418,7 +464,7 @@ template <class C, class T> class BackwardPass {
   static const T* typed(const void* data) { return static_cast<const T*>(data); }
   static T* typed(void* data) { return static_cast<T*>(data); }
 
-  // Transposed weights, cleared sums, and the gradients of the last state.
+  // Transposed weights, and the gradients of the last state.
   RNNFAST_ONCE void prepare(const Layer& layer, const Scratch& s, const Team& team, const Part& part) const {
     const Sizes& n = layer.n;
     const Range own = share(n.panels, team.rank, team.size), outputs = share(n.output_panels, team.rank, team.size);
@@ -435,22 +481,11 @@ template <class C, class T> class BackwardPass {
       const Range inputs = share(panels_of<T>(n.inputs), team.rank, team.size);
       pack_by_input(typed(layer.weights->weight_ih), C::gates, n.units, n.inputs, s.w, inputs.first, inputs.last);
     }
-    clear(s.d_w, own, n.inputs * C::gates * width);
-    clear(s.d_u, own, n.outputs * C::gates * width);
-    clear(s.d_bias, own, C::columns * width);
-    if (projects()) {
-      pack_by_input(typed(layer.weights->weight_hr), 1, n.outputs, n.units, s.hr, own.first, own.last);
-      clear(s.d_hr, outputs, n.units * width);
-    }
-    if (has_peepholes()) {
-      pack_by_unit(typed(layer.weights->weight_ch), 3, n.units, 1, s.peepholes, own.first, own.last);
-      clear(s.d_peephole, own, 3 * width);
-    }
-    if (normalizes()) {
-      pack_norms(layer, s, own);
-      clear(s.d_ln, own, Scratch::ln_columns * width);
-    }
-    if (team.rank == 0) clear(s.zeros, {0, 1}, max(n.outputs, n.units));
+    if (projects()) pack_by_input(typed(layer.weights->weight_hr), 1, n.outputs, n.units, s.hr, own.first, own.last);
+    if (has_peepholes()) pack_by_unit(typed(layer.weights->weight_ch), 3, n.units, 1, s.peepholes, own.first, own.last);
+    if (normalizes()) pack_norms(layer, s, own);
+    if (team.rank == 0)
+      memset(static_cast<void*>(s.zeros), 0, static_cast<size_t>(max(n.outputs, n.units)) * sizeof(T));
     for (int64_t b = part.rows.first; b < part.rows.last; ++b) prepare_state(layer, s, part, b);
   }
 
@@ -482,10 +517,6 @@ template <class C, class T> class BackwardPass {
   }
 
   bool restarts_from_initial() const { return pass_.reset && pass_.reset_to_initial; }
-
-  static void clear(T* data, Range pieces, int64_t size) {
-    memset(static_cast<void*>(data + pieces.first * size), 0, static_cast<size_t>(pieces.size() * size) * sizeof(T));
-  }
 
   // The part of U, or of its gradient, that belongs to GRU's n where it is split.
   static T* u_n(const Layer& layer, T* u) { return u + layer.n.panels * layer.n.outputs * 2 * width; }
@@ -543,34 +574,32 @@ template <class C, class T> class BackwardPass {
 
   // --- one step: da of all rows, then their product with U, which is the step before's d_h ---
 
-  int64_t step(const Layer& layer, const Scratch& scratch, const Team& team, const Part& part, int64_t s, int64_t done,
-               T** out_rows) const {
-    const int64_t t = layer.reverse ? pass_.steps - 1 - s : s;
-    const StepRows all = schedule_.rows(t), rows = schedule_.rows(t, part.rows.first, part.rows.last);
-    const int64_t base = done + rows.first - all.first;  // this part's first row in the block
-    if (team.rank == 0)
-      for (int64_t r = 0; r < all.count; ++r) scratch.rows[done + r] = {t, all.batch(r), all.first + r};
-    if (projects()) unproject(layer, scratch, part, rows, t, base, out_rows);
+  void step(const Layer& layer, const Scratch& scratch, const Part& part, Range numbers, int64_t s,
+            T** out_rows) const {
+    const int64_t t = time_of(layer, s);
+    const StepRows all = schedule_.rows(t), own = schedule_.rows(t, part.rows.first, part.rows.last);
+    const int64_t base = place_in_block(layer, numbers, all) + own.first - all.first;
+    const Range rows{base, base + own.count};  // this part's, in the block
+    if (projects()) unproject(layer, scratch, part, rows, out_rows);
     if (normalizes()) {
-      cells_normalized(layer, scratch, part, rows, t, base);
+      cells_normalized(layer, scratch, part, rows);
     } else {
       for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
         if (layer.plain)
-          for (int64_t r = 0; r < rows.count; ++r) apply_cell(layer, scratch, rows, t, r, p, base + r);
+          for (int64_t k = rows.first; k < rows.last; ++k) apply_cell(layer, scratch, p, k);
         else
-          for (int64_t r = 0; r < rows.count; ++r) apply_cell_with_options(layer, scratch, rows, t, r, p, base + r);
+          for (int64_t k = rows.first; k < rows.last; ++k) apply_cell_with_options(layer, scratch, p, k);
       }
     }
     part.wait();
     if (s > 0 || layer.d_h0) {
       if (splits() || layer.options.recurrent_mask)
-        operand_product(layer, scratch, part, rows, t, base, out_rows);
+        operand_product(layer, scratch, part, rows, out_rows);
       else
-        hidden_product<typename C::h_columns>(layer, scratch.d_h, scratch.u, d_products(scratch, true), part, rows,
-                                              base, out_rows, true);
+        hidden_product<typename C::h_columns>(layer, scratch, scratch.d_h, scratch.u, d_products(scratch, true), part,
+                                              rows, out_rows, true);
     }
     if (schedule_.restarts(t, layer.reverse)) cut(layer, scratch, part, rows);
-    return all.count;
   }
 
   // The gradients by the products over x and over h: da, but for layer normalization.
@@ -580,36 +609,35 @@ template <class C, class T> class BackwardPass {
 
   // out[B][panel][lane] = the rows of da, of which the columns of Map are taken, times U; added to it where `add`.
   template <class Map>
-  void hidden_product(const Layer& layer, T* out, const T* u, const T* da, const Part& part, const StepRows& rows,
-                      int64_t base, T** out_rows, bool add) const {
-    for (int64_t r = 0; r < rows.count; ++r) out_rows[r] = d_h_at(layer, out, rows.batch(r));
-    const UnitSums<Map, T> sums{da + base * da_row, u,        block_rows_ * da_row,          da_row,
-                                layer.n.units,      out_rows, layer.n.output_panels * width, add};
-    run_tiles<1>(sums, rows.count, part.outputs.first, part.outputs.last);
+  void hidden_product(const Layer& layer, const Scratch& s, T* out, const T* u, const T* da, const Part& part,
+                      Range rows, T** out_rows, bool add) const {
+    for (int64_t k = rows.first; k < rows.last; ++k) out_rows[k - rows.first] = d_h_at(layer, out, s.rows[k].b);
+    const UnitSums<Map, T> sums{
+        da + rows.first * da_row,      u,  block_rows_ * da_row, da_row, layer.n.units, out_rows,
+        layer.n.output_panels * width, add};
+    run_tiles<1>(sums, rows.size(), part.outputs.first, part.outputs.last);
   }
 
   // The same by way of what entered U, where that is not h itself.
-  void operand_product(const Layer& layer, const Scratch& s, const Part& part, const StepRows& rows, int64_t t,
-                       int64_t base, T** out_rows) const {
+  void operand_product(const Layer& layer, const Scratch& s, const Part& part, Range rows, T** out_rows) const {
     bool add = false;
     if constexpr (C::gates == 3) {
       if (splits()) {
-        hidden_product<Columns<0>>(layer, s.d_reset, u_n(layer, s.u), s.da + 3 * width, part, rows, base, out_rows,
-                                   false);
+        hidden_product<Columns<0>>(layer, s, s.d_reset, u_n(layer, s.u), s.da + 3 * width, part, rows, out_rows, false);
         for (int64_t p = part.panels.first; p < part.panels.last; ++p)
-          for (int64_t r = 0; r < rows.count; ++r) apply_reset(layer, s, rows, t, r, p, base + r);
+          for (int64_t k = rows.first; k < rows.last; ++k) apply_reset(layer, s, p, k);
         part.wait();
-        hidden_product<Columns<0, 1>>(layer, s.d_operand, s.u, s.da, part, rows, base, out_rows, true);
+        hidden_product<Columns<0, 1>>(layer, s, s.d_operand, s.u, s.da, part, rows, out_rows, true);
         add = true;
       }
     }
     if (!add)
-      hidden_product<typename C::h_columns>(layer, s.d_operand, s.u, d_products(s, true), part, rows, base, out_rows,
+      hidden_product<typename C::h_columns>(layer, s, s.d_operand, s.u, d_products(s, true), part, rows, out_rows,
                                             false);
     const T* mask = layer.options.recurrent_mask;
     for (int64_t p = part.outputs.first; p < part.outputs.last; ++p)
-      for (int64_t r = 0; r < rows.count; ++r) {
-        const int64_t b = rows.batch(r), unit = p * width, valid = min(width, layer.n.outputs - unit);
+      for (int64_t k = rows.first; k < rows.last; ++k) {
+        const int64_t b = s.rows[k].b, unit = p * width, valid = min(width, layer.n.outputs - unit);
         T* d_h = d_h_at(layer, s.d_h, b) + unit;
         const V d = load(d_h_at(layer, s.d_operand, b) + unit);
         store<T>(d_h, load(d_h) + (mask ? d * load_part(mask + b * layer.n.outputs + unit, valid) : d));
@@ -617,24 +645,24 @@ template <class C, class T> class BackwardPass {
   }
 
   // GRU with the reset gate before the product: da of r, and r's share of the gradient by the operand.
-  void apply_reset(const Layer& layer, const Scratch& s, const StepRows& rows, int64_t t, int64_t r, int64_t p,
-                   int64_t block_row) const {
-    const int64_t b = rows.batch(r), number = rows.first + r, unit = p * width;
-    const int64_t valid = min(width, layer.n.units - unit);
-    V h = load_part(h_before(layer, s, t, b, number) + unit, valid), d_a_r, d_h;
-    if (layer.options.recurrent_mask) h *= load_part(layer.options.recurrent_mask + b * layer.n.outputs + unit, valid);
-    C::backward_reset(load(saved_at(layer, p, number)), h, load(d_h_at(layer, s.d_reset, b) + unit),
+  void apply_reset(const Layer& layer, const Scratch& s, int64_t p, int64_t k) const {
+    const Row& row = s.rows[k];
+    const int64_t unit = p * width, valid = min(width, layer.n.units - unit);
+    const T* mask = layer.options.recurrent_mask;
+    V h = load_part(row.h_before + unit, valid), d_a_r, d_h;
+    if (mask) h *= load_part(mask + row.b * layer.n.outputs + unit, valid);
+    C::backward_reset(load(saved_at(layer, p, row.number)), h, load(d_h_at(layer, s.d_reset, row.b) + unit),
                       layer.options.unit(nullptr), &d_a_r, &d_h);
-    store<T>(da_at(s, p, block_row), d_a_r);
-    store<T>(d_h_at(layer, s.d_operand, b) + unit, d_h);
+    store<T>(da_at(s, p, k), d_a_r);
+    store<T>(d_h_at(layer, s.d_operand, row.b) + unit, d_h);
   }
 
   // Rows that a reset cut off give their gradient to the initial state, or to nothing.
-  void cut(const Layer& layer, const Scratch& s, const Part& part, const StepRows& rows) const {
-    for (int64_t r = 0; r < rows.count; ++r) {
-      const int64_t b = rows.batch(r);
-      if (!schedule_.is_cut(rows.first + r, layer.reverse)) continue;
-      const Start start = schedule_.start(rows.first + r, layer.reverse);
+  void cut(const Layer& layer, const Scratch& s, const Part& part, Range rows) const {
+    for (int64_t k = rows.first; k < rows.last; ++k) {
+      const int64_t b = s.rows[k].b, number = s.rows[k].number;
+      if (!schedule_.is_cut(number, layer.reverse)) continue;
+      const Start start = schedule_.start(number, layer.reverse);
       for (int64_t p = part.outputs.first; p < part.outputs.last; ++p)
         move(d_h_at(layer, s.d_h, b) + p * width, start, d_h_at(layer, s.d_h0, b) + p * width);
       for (int64_t p = part.panels.first; C::has_c && p < part.panels.last; ++p) {
@@ -649,20 +677,20 @@ template <class C, class T> class BackwardPass {
   }
 
   // Projection: the gradient by h of every row, and its product with W_hr, the gradient by o * tanh(c).
-  void unproject(const Layer& layer, const Scratch& s, const Part& part, const StepRows& rows, int64_t t, int64_t base,
-                 T** out_rows) const {
+  void unproject(const Layer& layer, const Scratch& s, const Part& part, Range rows, T** out_rows) const {
     for (int64_t p = part.outputs.first; p < part.outputs.last; ++p)
-      for (int64_t r = 0; r < rows.count; ++r) {
-        const int64_t b = rows.batch(r), unit = p * width, valid = min(width, layer.n.outputs - unit);
-        T* d_h = d_h_at(layer, s.d_h, b) + unit;
-        store<T>(s.d_output + (p * block_rows_ + base + r) * width, total_d_h(layer, load(d_h), t, b, unit, valid));
+      for (int64_t k = rows.first; k < rows.last; ++k) {
+        const int64_t unit = p * width, valid = min(width, layer.n.outputs - unit);
+        T* d_h = d_h_at(layer, s.d_h, s.rows[k].b) + unit;
+        store<T>(s.d_output + (p * block_rows_ + k) * width, total_d_h(layer, load(d_h), s.rows[k], unit, valid));
         store<T>(d_h, V{});
       }
     part.wait();
-    for (int64_t r = 0; r < rows.count; ++r) out_rows[r] = unprojected_at(layer, s, rows.batch(r));
-    const UnitSums<Columns<0>, T> sums{s.d_output + base * width, s.hr,     block_rows_ * width,    width,
-                                       layer.n.outputs,           out_rows, layer.n.panels * width, false};
-    run_tiles<1>(sums, rows.count, part.panels.first, part.panels.last);
+    for (int64_t k = rows.first; k < rows.last; ++k) out_rows[k - rows.first] = unprojected_at(layer, s, s.rows[k].b);
+    const UnitSums<Columns<0>, T> sums{
+        s.d_output + rows.first * width, s.hr, block_rows_ * width, width, layer.n.outputs, out_rows,
+        layer.n.panels * width,          false};
+    run_tiles<1>(sums, rows.size(), part.panels.first, part.panels.last);
   }
 
   // In d_h, d_h0, d_operand or d_reset.
@@ -672,57 +700,40 @@ template <class C, class T> class BackwardPass {
   }
   T* da_at(const Scratch& s, int64_t p, int64_t row) const { return s.da + (p * block_rows_ + row) * da_row; }
 
-  // The hidden state that a row started from.
-  const T* h_before(const Layer& layer, const Scratch& s, int64_t t, int64_t b, int64_t number) const {
-    switch (schedule_.start(number, layer.reverse)) {
-      case Start::previous:
-        return layer.y.at(schedule_.time_before(number, t, layer.reverse), b);
-      case Start::initial:
-        return layer.h0 ? layer.h0 + b * layer.n.outputs : s.zeros;
-      default:
-        return s.zeros;
-    }
-  }
-
-  V c_before(const Layer& layer, int64_t p, int64_t b, int64_t number, int64_t valid) const {
-    const Start start = schedule_.start(number, layer.reverse);
-    if (start == Start::previous) {
-      const int64_t before = schedule_.before(number, layer.reverse);
-      if (before >= layer.numbers.first && before < layer.numbers.last)
-        return load(saved_at(layer, p, before) + (layer.options.saved - 1) * width);
-      return load(layer.c_start + (p * pass_.batch + b) * width);
-    }
-    return start == Start::initial && layer.c0 ? load_part(layer.c0 + b * layer.n.units + p * width, valid) : V{};
+  static V c_before(const Row& row, int64_t p, int64_t valid) {
+    return C::has_c ? load_part(row.c_before + p * row.c_stride, valid) : V{};
   }
 
   const T* saved_at(const Layer& layer, int64_t p, int64_t number) const {
     return layer.saved + (p * layer.numbers.size() + number - layer.numbers.first) * layer.options.saved * width;
   }
 
-  void apply_cell(const Layer& layer, const Scratch& scratch, const StepRows& rows, int64_t t, int64_t r, int64_t p,
-                  int64_t block_row) const {
-    const int64_t b = rows.batch(r), number = rows.first + r, unit = p * width;
-    const int64_t valid = min(width, layer.n.units - unit), at = (p * pass_.batch + b) * width;
-    State<T> d{load(d_h_at(layer, scratch.d_h, b) + unit), C::has_c ? load(scratch.d_c + at) : V{}};
-    if (layer.d_y.data) d.h += load_part(layer.d_y.at(t, b) + unit, valid);
-    if (layer.per_step) store_part(layer.per_step + (t * pass_.batch + b) * layer.n.units + unit, d.h, valid);
+  void apply_cell(const Layer& layer, const Scratch& scratch, int64_t p, int64_t k) const {
+    const Row& row = scratch.rows[k];
+    const int64_t b = row.b, unit = p * width, valid = min(width, layer.n.units - unit);
+    const int64_t at = (p * pass_.batch + b) * width;
+    T* d_h = d_h_at(layer, scratch.d_h, b) + unit;
+    State<T> d{load(d_h), C::has_c ? load(scratch.d_c + at) : V{}};
+    if (layer.d_y.data) d.h += load_part(layer.d_y.at(row.t, b) + unit, valid);
+    if (layer.per_step) store_part(layer.per_step + (row.t * pass_.batch + b) * layer.n.units + unit, d.h, valid);
 
     V saved[C::saved ? C::saved : 1], da[C::columns];
-    RNNFAST_UNROLL_FOR (int j = 0; j < C::saved; ++j) saved[j] = load(saved_at(layer, p, number) + j * width);
-    const V h = C::backward_needs_h ? load_part(layer.y.at(t, b) + unit, valid) : V{};
-    State<T> prev{};
-    if (C::backward_needs_h_prev) prev.h = load_part(h_before(layer, scratch, t, b, number) + unit, valid);
-    if (C::has_c) prev.c = c_before(layer, p, b, number, valid);
+    const T* from = saved_at(layer, p, row.number);
+    RNNFAST_UNROLL_FOR (int j = 0; j < C::saved; ++j) saved[j] = load(from + j * width);
+    const V h = C::backward_needs_h ? load_part(layer.y.at(row.t, b) + unit, valid) : V{};
+    const State<T> prev{C::backward_needs_h_prev ? load_part(row.h_before + unit, valid) : V{},
+                        c_before(row, p, valid)};
     const State<T> direct = C::backward(saved, h, prev, d, layer.relu, da);
 
-    T* out = da_at(scratch, p, block_row);
+    T* out = da_at(scratch, p, k);
     RNNFAST_UNROLL_FOR (int g = 0; g < C::columns; ++g) store<T>(out + g * width, da[g]);
-    store<T>(d_h_at(layer, scratch.d_h, b) + unit, direct.h);
+    store<T>(d_h, direct.h);
     if (C::has_c) store<T>(scratch.d_c + at, direct.c);
   }
 
   // The total gradient by h, of which `d_h` comes from the step after.
-  V total_d_h(const Layer& layer, V d_h, int64_t t, int64_t b, int64_t unit, int64_t valid) const {
+  V total_d_h(const Layer& layer, V d_h, const Row& row, int64_t unit, int64_t valid) const {
+    const int64_t t = row.t, b = row.b;
     if (layer.d_y.data) {
       d_h += load_part(layer.d_y.at(t, b) + unit, valid);
       // The outputs that repeat this one.
@@ -736,42 +747,40 @@ template <class C, class T> class BackwardPass {
     return d_h;
   }
 
-  RNNFAST_NOINLINE void apply_cell_with_options(const Layer& layer, const Scratch& scratch, const StepRows& rows,
-                                                int64_t t, int64_t r, int64_t p, int64_t block_row) const {
-    const int64_t b = rows.batch(r), number = rows.first + r, unit = p * width;
-    const int64_t valid = min(width, layer.n.units - unit), at = (p * pass_.batch + b) * width;
+  RNNFAST_NOINLINE void apply_cell_with_options(const Layer& layer, const Scratch& scratch, int64_t p,
+                                                int64_t k) const {
+    const Row& row = scratch.rows[k];
+    const int64_t t = row.t, b = row.b, unit = p * width, valid = min(width, layer.n.units - unit);
+    const int64_t at = (p * pass_.batch + b) * width;
     const bool projects = this->projects();
     T* d_h = projects ? nullptr : d_h_at(layer, scratch.d_h, b) + unit;
-    State<T> d{
-        projects ? load(unprojected_at(layer, scratch, b) + unit) : total_d_h(layer, load(d_h), t, b, unit, valid),
+    const State<T> d{
+        projects ? load(unprojected_at(layer, scratch, b) + unit) : total_d_h(layer, load(d_h), row, unit, valid),
         C::has_c ? load(scratch.d_c + at) : V{}};
     V saved[C::saved_general] = {}, da[C::columns], d_peepholes[3];
-    for (int j = 0; j < layer.options.saved; ++j) saved[j] = load(saved_at(layer, p, number) + j * width);
+    for (int j = 0; j < layer.options.saved; ++j) saved[j] = load(saved_at(layer, p, row.number) + j * width);
     const V h = C::backward_needs_h ? load_part(layer.y.at(t, b) + unit, valid) : V{};
-    State<T> prev{};
-    if (!projects) prev.h = load_part(h_before(layer, scratch, t, b, number) + unit, valid);
-    if (C::has_c) prev.c = c_before(layer, p, b, number, valid);
+    const State<T> prev{projects ? V{} : load_part(row.h_before + unit, valid), c_before(row, p, valid)};
     const State<T> direct = run_cell_backward<C>(layer.options, scratch.peepholes, p, saved, h, prev, d, layer.relu, da,
                                                  d_peepholes, {(t * pass_.batch + b) * layer.n.units + unit, valid});
-    T* out = da_at(scratch, p, block_row);
+    T* out = da_at(scratch, p, k);
     for (int g = 0; g < C::columns; ++g) store<T>(out + g * width, da[g]);
     if (!projects) store<T>(d_h, direct.h);
     if (C::has_c) store<T>(scratch.d_c + at, direct.c);
     for (int g = 0; has_peepholes() && g < 3; ++g)
-      store<T>(scratch.d_peephole_row + ((p * block_rows_ + block_row) * 3 + g) * width, d_peepholes[g]);
+      store<T>(scratch.d_peephole_row + ((p * block_rows_ + k) * 3 + g) * width, d_peepholes[g]);
   }
 
   // --- layer normalization ---
 
-  void cells_normalized(const Layer& layer, const Scratch& s, const Part& part, const StepRows& rows, int64_t t,
-                        int64_t base) const {
+  void cells_normalized(const Layer& layer, const Scratch& s, const Part& part, Range rows) const {
     if (C::has_c) {
-      for (int64_t r = 0; r < rows.count; ++r) output_backward(layer, s, part, rows, t, r, base + r);
+      for (int64_t k = rows.first; k < rows.last; ++k) output_backward(layer, s, part, k);
       part.wait();
     }
-    for (int64_t r = 0; r < rows.count; ++r) cell_backward(layer, s, part, rows, t, r, base + r);
+    for (int64_t k = rows.first; k < rows.last; ++k) cell_backward(layer, s, part, k);
     part.wait();
-    for (int64_t r = 0; r < rows.count; ++r) sums_backward(layer, s, part, rows, r, base + r);
+    for (int64_t k = rows.first; k < rows.last; ++k) sums_backward(layer, s, part, k);
   }
 
   // The cell's own saved values; the normalized sums of the gates stand before them, over x and then over h.
@@ -786,28 +795,28 @@ template <class C, class T> class BackwardPass {
   }
 
   // LSTM: from h = o * tanh(scale * v + shift) to the gradient by v, the normalized c.
-  void output_backward(const Layer& layer, const Scratch& s, const Part& part, const StepRows& rows, int64_t t,
-                       int64_t r, int64_t block_row) const {
-    const int64_t b = rows.batch(r), number = rows.first + r;
+  void output_backward(const Layer& layer, const Scratch& s, const Part& part, int64_t k) const {
+    const Row& row = s.rows[k];
+    const int64_t b = row.b, number = row.number;
     const Unit<T> unit_of_layer = layer.options.unit(nullptr);
     for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
       const int64_t unit = p * width, valid = min(width, layer.n.units - unit);
       T* d_h = d_h_at(layer, s.d_h, b) + unit;
-      const V d = total_d_h(layer, load(d_h), t, b, unit, valid);
+      const V d = total_d_h(layer, load(d_h), row, unit, valid);
       store<T>(d_h, d);
       const V v = normalized_c(layer, p, number);
       const V o = unit_of_layer.value(unit_of_layer.gate, load(values_at(layer, p, number) + (C::gates - 1) * width));
       const V d_shifted = d * o * unit_of_layer.slope(unit_of_layer.output, shifted_c(s, p, v));
       store<T>(s.d_normalized_c + (p * pass_.batch + b) * width, d_shifted * load(s.ln_c + p * 2 * width));
-      T* shares = ln_row_at(s, p, block_row) + 2 * C::gates * width;
+      T* shares = ln_row_at(s, p, k) + 2 * C::gates * width;
       store<T>(shares, d_shifted * v);
       store<T>(shares + width, d_shifted);
     }
   }
 
-  void cell_backward(const Layer& layer, const Scratch& s, const Part& part, const StepRows& rows, int64_t t, int64_t r,
-                     int64_t block_row) const {
-    const int64_t b = rows.batch(r), number = rows.first + r;
+  void cell_backward(const Layer& layer, const Scratch& s, const Part& part, int64_t k) const {
+    const Row& row = s.rows[k];
+    const int64_t b = row.b, number = row.number;
     const Unit<T> unit_of_layer = layer.options.unit(nullptr);
     MomentsGradient<T> of_c{};
     if (C::has_c) {
@@ -822,32 +831,28 @@ template <class C, class T> class BackwardPass {
       V saved[C::saved_general], da[C::columns];
       for (int j = 0; j < C::saved_general; ++j) saved[j] = load(values_at(layer, p, number) + j * width);
       T* d_h = d_h_at(layer, s.d_h, b) + unit;
-      State<T> d{}, prev{load_part(h_before(layer, s, t, b, number) + unit, valid),
-                         C::has_c ? c_before(layer, p, b, number, valid) : V{}};
+      State<T> d{}, prev{load_part(row.h_before + unit, valid), c_before(row, p, valid)};
       if (C::has_c)
         d.c = load(s.d_c + at) + of_c.by_value(load(s.d_normalized_c + at), normalized_c(layer, p, number),
                                                layer.moments[number][2].inverse);
       else
-        d.h = total_d_h(layer, load(d_h), t, b, unit, valid);
+        d.h = total_d_h(layer, load(d_h), row, unit, valid);
       const State<T> direct = C::backward_general(saved, prev, d, unit_of_layer, da, nullptr);
       if (C::has_c)  // o, whose share of h has no part in the above
         da[C::columns - 1] =
             load(d_h) * unit_of_layer.value(unit_of_layer.output, shifted_c(s, p, normalized_c(layer, p, number))) *
             unit_of_layer.slope(unit_of_layer.gate, saved[C::gates - 1]);
-      for (int g = 0; g < C::columns; ++g) store<T>(da_at(s, p, block_row) + g * width, da[g]);
+      for (int g = 0; g < C::columns; ++g) store<T>(da_at(s, p, k) + g * width, da[g]);
       store<T>(d_h, direct.h);
       if (C::has_c) store<T>(s.d_c + at, direct.c);
     }
   }
 
   // From the gradients by the columns to those by W x and U h before they were normalized.
-  void sums_backward(const Layer& layer, const Scratch& s, const Part& part, const StepRows& rows, int64_t r,
-                     int64_t block_row) const {
-    const int64_t number = rows.first + r;
+  void sums_backward(const Layer& layer, const Scratch& s, const Part& part, int64_t k) const {
+    const int64_t number = s.rows[k].number;
     const auto column = [](int g, int of_h) { return of_h ? C::h_columns::at(g) : C::x_columns::at(g); };
-    const auto d_scaled = [&](int64_t p, int g, int of_h) {
-      return load(da_at(s, p, block_row) + column(g, of_h) * width);
-    };
+    const auto d_scaled = [&](int64_t p, int g, int of_h) { return load(da_at(s, p, k) + column(g, of_h) * width); };
     for (int of_h = 0; of_h < 2; ++of_h) {
       const T* scale = of_h ? s.ln_hh : s.ln_ih;
       const auto d = [&](int64_t p, int g) { return d_scaled(p, g, of_h) * load(scale + (p * C::gates + g) * width); };
@@ -857,9 +862,9 @@ template <class C, class T> class BackwardPass {
       const MomentsGradient<T> gradient = means(layer.n.panels, C::gates, layer.n.units, d, v);
       for (int64_t p = part.panels.first; p < part.panels.last; ++p)
         for (int g = 0; g < C::gates; ++g) {
-          T* to = (of_h ? s.d_sum_h : s.d_sum_x) + (p * block_rows_ + block_row) * da_row + column(g, of_h) * width;
+          T* to = (of_h ? s.d_sum_h : s.d_sum_x) + (p * block_rows_ + k) * da_row + column(g, of_h) * width;
           store<T>(to, gradient.by_value(d(p, g), v(p, g), layer.moments[number][of_h].inverse));
-          store<T>(ln_row_at(s, p, block_row) + ((of_h ? C::gates : 0) + g) * width, d_scaled(p, g, of_h) * v(p, g));
+          store<T>(ln_row_at(s, p, k) + ((of_h ? C::gates : 0) + g) * width, d_scaled(p, g, of_h) * v(p, g));
         }
     }
   }
@@ -890,11 +895,11 @@ template <class C, class T> class BackwardPass {
   void pack_operands(const Layer& layer, const Scratch& scratch, const Team& team, int64_t count) const {
     const Range own = share(count, team.rank, team.size);
     for (int64_t k = own.first; k < own.last; ++k) {
-      const typename Scratch::Row& row = scratch.rows[k];
+      const Row& row = scratch.rows[k];
       if (layer.gradients->weight_ih)
         pack_row<full_rows<C::gates>>(layer.x.at(row.t, row.b), layer.n.inputs, scratch.x, k);
       if (!layer.gradients->weight_hh && !projects()) continue;
-      const T* h = h_before(layer, scratch, row.t, row.b, row.number);
+      const T* h = row.h_before;
       if (layer.options.recurrent_mask) {
         const T* mask = layer.options.recurrent_mask + row.b * layer.n.outputs;
         for (int64_t j = 0; j < layer.n.outputs; ++j) scratch.line[j] = h[j] * mask[j];
@@ -911,7 +916,7 @@ template <class C, class T> class BackwardPass {
   }
 
   // r * h, in place of h where that is the scratch line.
-  const T* reset_line(const Layer& layer, const Scratch& scratch, const typename Scratch::Row& row, const T* h) const {
+  const T* reset_line(const Layer& layer, const Scratch& scratch, const Row& row, const T* h) const {
     if constexpr (C::gates == 3) {
       const Unit<T> unit = layer.options.unit(nullptr);
       for (int64_t p = 0; p < layer.n.panels; ++p) {
@@ -923,7 +928,7 @@ template <class C, class T> class BackwardPass {
   }
 
   // o * tanh(c)
-  const T* unprojected_line(const Layer& layer, const Scratch& scratch, const typename Scratch::Row& row) const {
+  const T* unprojected_line(const Layer& layer, const Scratch& scratch, const Row& row) const {
     if constexpr (C::has_c) {
       const Unit<T> unit = layer.options.unit(nullptr);
       for (int64_t p = 0; p < layer.n.panels; ++p) {
@@ -936,37 +941,39 @@ template <class C, class T> class BackwardPass {
   }
 
   template <int Height> void pack_row(const T* row, int64_t size, T* packed, int64_t k) const {
-    for (int64_t j = 0; j < size; j += Height) {
-      T* to = packed + (j * block_rows_ + k * Height);
-      for (int64_t i = 0; i < min(Height, size - j); ++i) to[i] = row[j + i];
-    }
+    T* to = packed + k * Height;
+    int64_t j = 0;
+    for (; j + Height <= size; j += Height, to += block_rows_ * Height) memcpy(to, row + j, Height * sizeof(T));
+    for (int64_t i = 0; j + i < size; ++i) to[i] = row[j + i];
   }
 
-  void weight_products(const Scratch& s, const Layer& layer, const Team& team, int64_t count) const {
+  // add: to the sums of the blocks before.
+  void weight_products(const Scratch& s, const Layer& layer, const Team& team, int64_t count, bool add) const {
     const Sizes& n = layer.n;
     const T *d_x = d_products(s, false), *d_h = d_products(s, true);
     if (layer.gradients->weight_ih)
-      weight_product<typename C::x_columns, C::columns>(s.x, d_x, n.inputs, n.panels, s.d_w, team, count);
+      weight_product<typename C::x_columns, C::columns>(s.x, d_x, n.inputs, n.panels, s.d_w, team, count, add);
     if (!splits() && layer.gradients->weight_hh)
-      weight_product<typename C::h_columns, C::columns>(s.h_prev, d_h, n.outputs, n.panels, s.d_u, team, count);
+      weight_product<typename C::h_columns, C::columns>(s.h_prev, d_h, n.outputs, n.panels, s.d_u, team, count, add);
     if constexpr (C::gates == 3) {
       if (splits() && layer.gradients->weight_hh) {
         T* d_u_n = u_n(layer, s.d_u);
-        weight_product<Columns<0, 1>, C::columns>(s.h_prev, s.da, n.outputs, n.panels, s.d_u, team, count);
-        weight_product<Columns<0>, C::columns>(s.reset_h, s.da + 3 * width, n.units, n.panels, d_u_n, team, count);
+        weight_product<Columns<0, 1>, C::columns>(s.h_prev, s.da, n.outputs, n.panels, s.d_u, team, count, add);
+        weight_product<Columns<0>, C::columns>(s.reset_h, s.da + 3 * width, n.units, n.panels, d_u_n, team, count, add);
       }
     }
     if constexpr (C::has_c) {
-      if (projects()) weight_product<Columns<0>, 1>(s.m, s.d_output, n.units, n.output_panels, s.d_hr, team, count);
+      if (projects())
+        weight_product<Columns<0>, 1>(s.m, s.d_output, n.units, n.output_panels, s.d_hr, team, count, add);
     }
     const Range own = share(n.panels, team.rank, team.size);
-    add_columns<C::columns>(s.da, s.d_bias, own, count);
-    if (has_peepholes()) add_columns<3>(s.d_peephole_row, s.d_peephole, own, count);
-    if (normalizes()) add_columns<Scratch::ln_columns>(s.d_ln_row, s.d_ln, own, count);
+    add_columns<C::columns>(s.da, s.d_bias, own, count, add);
+    if (has_peepholes()) add_columns<3>(s.d_peephole_row, s.d_peephole, own, count, add);
+    if (normalizes()) add_columns<Scratch::ln_columns>(s.d_ln_row, s.d_ln, own, count, add);
   }
 
-  // sums[panel][column][lane] += the block's rows of [panel][row][column][lane].
-  template <int ColumnCount> void add_columns(const T* rows, T* sums, Range panels, int64_t count) const {
+  // sums[panel][column][lane] = the sum of the block's rows of [panel][row][column][lane], or added to what is there.
+  template <int ColumnCount> void add_columns(const T* rows, T* sums, Range panels, int64_t count, bool add) const {
     for (int64_t p = panels.first; p < panels.last; ++p)
       for (int g = 0; g < ColumnCount; ++g) {
         V sum{};
@@ -977,13 +984,13 @@ template <class C, class T> class BackwardPass {
           sum += part;
         }
         T* total = sums + (p * ColumnCount + g) * width;
-        store<T>(total, load(total) + sum);
+        store<T>(total, add ? load(total) + sum : sum);
       }
   }
 
   template <class Map, int DaColumns>
   void weight_product(const T* operand, const T* da, int64_t inputs, int64_t panel_count, T* sums, const Team& team,
-                      int64_t count) const {
+                      int64_t count, bool add) const {
     // Panels are shared out where that is even enough, else inputs.
     constexpr int64_t height = full_rows<Map::count>;
     const int64_t tiles = ceil_div(inputs, height);
@@ -991,7 +998,7 @@ template <class C, class T> class BackwardPass {
     const Range panels = by_panel ? share(panel_count, team.rank, team.size) : Range{0, panel_count};
     const Range own = by_panel ? Range{0, tiles} : share(tiles, team.rank, team.size);
     const WeightSums<Map, DaColumns, T> product{
-        operand, da, height * block_rows_, block_rows_ * DaColumns * width, inputs, count, sums};
+        operand, da, height * block_rows_, block_rows_ * DaColumns * width, inputs, count, sums, add};
     product.run(panels.first, panels.last, own.first, own.last);
   }
 

@@ -30,6 +30,14 @@ template <class C, class T> struct ForwardLayer {
   int64_t layer, direction;
 };
 
+// Where a step finds and leaves what belongs to one of its rows.
+template <class T> struct StepRow {
+  const T* x;
+  T* y;
+  int64_t b;              // its sequence
+  int64_t before, after;  // of its state before and after the step, in `h` and `operand` of the layer
+};
+
 template <class C, class T> class ForwardPass {
  public:
   ForwardPass(const Forward& pass, void* scratch)
@@ -49,6 +57,7 @@ template <class C, class T> class ForwardPass {
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
     h_ = arena_.template take<T>(directions * 2 * batch * most.outputs);
     c_ = arena_.template take<T>(C::has_c ? directions * most.panels * batch * width : 0);
+    step_rows_ = arena_.template take<StepRow<T>>(threads_ * batch);
     if (has_x_part_) {
       x_part_size_ = block_ * batch * most.panels * C::gates * width;
       x_part_ = arena_.template take<T>(directions * x_part_size_);
@@ -191,6 +200,7 @@ template <class C, class T> class ForwardPass {
     for (int64_t b = part.rows.first; b < part.rows.last; ++b) begin(layer, part, b, 0, Start::initial);
     part.wait();
     const T** row_pointers = row_pointers_ ? row_pointers_ + id * block_ * pass_.batch : nullptr;
+    StepRow<T>* step_rows = step_rows_ + id * pass_.batch;
     for (int64_t s = 0; s < steps(); s += block_) {
       const int64_t place = (layer.layer * spec_.num_directions + layer.direction) * pass_.steps + s;
       if (interrupt_.stops(*part.meeting, part.leader, id == 0, place)) break;
@@ -200,7 +210,7 @@ template <class C, class T> class ForwardPass {
       int64_t done = 0;  // rows of the block
       for (int64_t j = block.first; j < block.last; ++j) {
         if (keeps_boundaries() && j % segment_steps(pass_) == 0) keep_boundary(layer, part, j / segment_steps(pass_));
-        done += step(layer, part, time_of(layer, j), done, row_pointers);
+        done += step(layer, part, time_of(layer, j), done, step_rows, row_pointers);
         part.wait();
       }
     }
@@ -304,18 +314,33 @@ template <class C, class T> class ForwardPass {
 
   // --- one step ---
 
+  // What the parts of a step have in common.
+  struct Step {
+    const ForwardPass& pass;
+    const Layer& layer;
+    const Part& part;
+    int64_t t;
+    int64_t done;   // rows of the block that came before
+    int64_t first;  // the number of its first row
+    int64_t count;
+    StepRow<T>* rows;
+    const T** row_pointers;  // scratch
+    int64_t x_part_stride;   // between panels
+
+    T* x_part(int64_t panel, int64_t r) const { return pass.x_part_at(layer, part, panel, done + r); }
+  };
+
   // Returns its number of rows; `done` rows of the block came before.
-  int64_t step(const Layer& layer, const Part& part, int64_t t, int64_t done, const T** row_pointers) const {
+  int64_t step(const Layer& layer, const Part& part, int64_t t, int64_t done, StepRow<T>* step_rows,
+               const T** row_pointers) const {
     const StepRows rows = schedule_.rows(t, part.rows.first, part.rows.last);
-    if (schedule_.restarts(t, layer.reverse)) {
-      for (int64_t r = 0; r < rows.count; ++r) {
-        const int64_t b = rows.batch(r), number = rows.first + r;
-        if (schedule_.is_cut(number, layer.reverse))
-          begin(layer, part, b, schedule_.done(number, t, b, layer.reverse), schedule_.start(number, layer.reverse));
-      }
-      part.wait();
-    }
-    const Step all{*this, layer, part, rows, t, done, row_pointers};
+    const Step all{*this,        layer,
+                   part,         t,
+                   done,         rows.first,
+                   rows.count,   step_rows,
+                   row_pointers, part.rows.size() * block_ * C::gates * width};
+    find_rows(all, rows);
+    if (schedule_.restarts(t, layer.reverse)) restart(all);
     if (normalizes()) {
       step_normalized(all);
     } else if (splits()) {
@@ -327,91 +352,98 @@ template <class C, class T> class ForwardPass {
     return rows.count;
   }
 
-  // What the tiles of a step have in common.
-  struct Step {
-    const ForwardPass& pass;
-    const Layer& layer;
-    const Part& part;
-    const StepRows& rows;
-    int64_t t, done;
-    const T** row_pointers;  // scratch
-
-    // Where the state before a row's step is; that after it is in the other half.
-    RNNFAST_INLINE int64_t state_before(int64_t r, int64_t b, int64_t* after) const {
-      const int64_t steps = pass.schedule_.done(rows.first + r, t, b, layer.reverse);
-      *after = pass.state_after(layer, b, steps + 1);
-      return pass.state_after(layer, b, steps);
+  void find_rows(const Step& step, const StepRows& rows) const {
+    const Layer& layer = step.layer;
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const int64_t b = rows.batch(r), steps = schedule_.done(rows.first + r, step.t, b, layer.reverse);
+      step.rows[r] = {layer.x.at(step.t, b), layer.y.at(step.t, b), b, state_after(layer, b, steps),
+                      state_after(layer, b, steps + 1)};
     }
-    T* x_part(int64_t panel, int64_t r) const { return pass.x_part_at(layer, part, panel, done + r); }
-  };
+  }
+
+  // Rows behind a reset.
+  RNNFAST_NOINLINE void restart(const Step& step) const {
+    const Layer& layer = step.layer;
+    for (int64_t r = 0; r < step.count; ++r) {
+      const int64_t b = step.rows[r].b, number = step.first + r;
+      if (!schedule_.is_cut(number, layer.reverse)) continue;
+      begin(layer, step.part, b, schedule_.done(number, step.t, b, layer.reverse),
+            schedule_.start(number, layer.reverse));
+    }
+    step.part.wait();
+  }
 
   struct StepTiles : Step {
     template <int R, int P> void tile(int64_t panel, int64_t row) const {
       const ForwardPass& pass = this->pass;
       const Layer& layer = this->layer;
+      const StepRow<T>* rows = this->rows + row;
       V acc[R][P * C::gates];
-      const T *x[R], *h[R];
-      int64_t after[R];
-      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) {
-        const int64_t b = this->rows.batch(row + r);
-        x[r] = layer.x.at(this->t, b);
-        h[r] = layer.operand + this->state_before(row + r, b, &after[r]);
-      }
       alignas(64) T fused[P][R * C::gates * width];
-      T* x_part[P];  // [row][gate][lane]
-      RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) x_part[p] = pass.block_ > 1 ? Step::x_part(panel + p, row) : fused[p];
+      const T* a[R];
+      TileSums sums{row, R, panel, P, fused[0], R * C::gates * width, nullptr};
       if (pass.block_ == 1) {
-        multiply<C::gates, R, P, T>(acc, x, layer.weights.w, layer.n.inputs, panel);
-        store_sums<C::gates, R, P, T>(acc, x_part);
+        T* out[P];
+        RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) out[p] = fused[p];
+        RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) a[r] = rows[r].x;
+        multiply<C::gates, R, P, T>(acc, a, layer.weights.w, layer.n.inputs, panel);
+        store_sums<C::gates, R, P, T>(acc, out);
+      } else {
+        sums.x_part = Step::x_part(panel, row), sums.x_part_stride = this->x_part_stride;
       }
-      multiply<C::gates, R, P, T>(acc, h, layer.weights.u, layer.n.outputs, panel);
+      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) a[r] = layer.operand + rows[r].before;
+      multiply<C::gates, R, P, T>(acc, a, layer.weights.u, layer.n.outputs, panel);
       V h_part[R][P * C::gates];
       RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
         RNNFAST_UNROLL_FOR (int j = 0; j < P * C::gates; ++j) h_part[r][j] = acc[r][j];
-      pass.apply_cells(*this, {row, R, panel, P, x_part, h_part[0], h, after});
+      sums.h_part = h_part[0];
+      pass.apply_cells(*this, sums);
     }
   };
 
   // The sums of a tile, in memory.
   struct TileSums {
     int64_t row, rows, panel, panels;
-    const T* const* x_part;  // of each panel: [row][gate][lane]
-    const V* h_part;         // [row][panel][gate]
-    const T* const* h;       // of each row: what entered U
-    const int64_t* after;    // of each row: where the new state goes
+    const T* x_part;  // [panel][row][gate][lane]
+    int64_t x_part_stride;
+    const V* h_part;  // [row][panel][gate]
+
+    RNNFAST_INLINE const T* x_part_of(int64_t r, int64_t p) const {
+      return x_part + (p - panel) * x_part_stride + (r - row) * C::gates * width;
+    }
   };
 
-  // One copy for tiles of all sizes. What does not change in the loop is copied: for all that the compiler knows, a
-  // store to the arrays could change what is behind `step`.
+  // One copy for tiles of all sizes.
   RNNFAST_NOINLINE void apply_cells(const Step& step, const TileSums& sums) const {
     const Layer& layer = step.layer;
     if (layer.options.any) return apply_cells_with_options(step, sums);
-    const int64_t units = layer.n.units, rows = sums.rows, panels = sums.panels, first_unit = sums.panel * width;
-    const int64_t c_stride = pass_.batch * width, saved_stride = schedule_.total() * C::saved * width;
-    T* const h_next = layer.h + first_unit;
-    T* const c_first = C::has_c ? layer.c + sums.panel * c_stride : nullptr;
-    T* const saved_first = layer.saved ? layer.saved + sums.panel * saved_stride : nullptr;
-    const T* const bias = layer.weights.bias + sums.panel * C::columns * width;
+    // What does not change is copied: for all that the compiler knows, a store of values could change it.
+    const int64_t units = layer.n.units, batch = pass_.batch, total = schedule_.total(), x_stride = sums.x_part_stride;
+    const int64_t first = sums.panel, last = first + sums.panels;
+    const StepRow<T>*row = step.rows + sums.row, *const end = row + sums.rows;
+    const T *x_of_row = sums.x_part, *x_part = x_of_row, *const bias = layer.weights.bias;
     const V* h_part = sums.h_part;
     const bool relu = layer.relu;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t b = step.rows.batch(sums.row + r), row = step.rows.first + sums.row + r;
-      const T* h = sums.h[r] + first_unit;
-      T *y = layer.y.at(step.t, b) + first_unit, *next = h_next + sums.after[r];
-      for (int64_t p = 0; p < panels; ++p, h_part += C::gates) {
-        const int64_t unit = p * width, valid = min(width, units - first_unit - unit);
-        V a[C::columns], saved[C::saved ? C::saved : 1];
-        Packed<C, T>::join(sums.x_part[p] + r * C::gates * width, h_part, bias + p * C::columns * width, a);
-        T* const c = C::has_c ? c_first + p * c_stride + b * width : nullptr;
-        const State<T> prev{load_part(h + unit, valid), C::has_c ? load(c) : V{}};
-        const State<T> state = C::forward(a, prev, relu, saved);
-        store_part(next + unit, state.h, valid);
-        store_part(y + unit, state.h, valid);
-        if (C::has_c) store<T>(c, state.c);
-        if (!saved_first) continue;
-        T* const out = saved_first + p * saved_stride + row * C::saved * width;
-        RNNFAST_UNROLL_FOR (int j = 0; j < C::saved; ++j) store<T>(out + j * width, saved[j]);
+    int64_t p = first, number = step.first + sums.row;
+    for (;;) {
+      const int64_t unit = p * width, valid = min(width, units - unit);
+      V a[C::columns], saved[C::saved ? C::saved : 1];
+      Packed<C, T>::join(x_part, h_part, bias + p * C::columns * width, a);
+      T* const c = C::has_c ? layer.c + (p * batch + row->b) * width : nullptr;
+      const State<T> prev{load_part(layer.h + row->before + unit, valid), C::has_c ? load(c) : V{}};
+      const State<T> next = C::forward(a, prev, relu, saved);
+      store_part(layer.h + row->after + unit, next.h, valid);
+      store_part(row->y + unit, next.h, valid);
+      if (C::has_c) store<T>(c, next.c);
+      if (layer.saved) {
+        T* const out = layer.saved + (p * total + number) * C::saved * width;
+        RNNFAST_UNROLL_FOR (int i = 0; i < C::saved; ++i) store<T>(out + i * width, saved[i]);
       }
+      h_part += C::gates, x_part += x_stride;
+      if (++p < last) continue;
+      if (++row == end) return;
+      p = first, ++number;
+      x_part = x_of_row += C::gates * width;
     }
   }
 
@@ -419,34 +451,33 @@ template <class C, class T> class ForwardPass {
     for (int64_t r = 0; r < sums.rows; ++r)
       for (int64_t p = 0; p < sums.panels; ++p) {
         V a[C::columns];
-        step.layer.weights.join(sums.x_part[p] + r * C::gates * width, sums.h_part + (r * sums.panels + p) * C::gates,
-                                sums.panel + p, a);
-        apply_cell_with_options(step.layer, step.rows, step.t, sums.row + r, sums.panel + p, a,
-                                sums.h[r] - step.layer.operand, sums.after[r]);
+        step.layer.weights.join(sums.x_part_of(sums.row + r, sums.panel + p),
+                                sums.h_part + (r * sums.panels + p) * C::gates, sums.panel + p, a);
+        apply_cell_with_options(step, sums.row + r, sums.panel + p, a);
       }
   }
 
-  // The same with everything that is off by default; `before` is where the state before is.
-  void apply_cell_with_options(const Layer& layer, const StepRows& rows, int64_t t, int64_t r, int64_t p,
-                               const V (&a)[C::columns], int64_t before, int64_t after) const {
+  // The same with everything that is off by default.
+  void apply_cell_with_options(const Step& step, int64_t r, int64_t p, const V (&a)[C::columns]) const {
+    const Layer& layer = step.layer;
     const Options<T>& options = layer.options;
-    const int64_t b = rows.batch(r), unit = p * width, valid = min(width, layer.n.units - unit);
+    const StepRow<T>& row = step.rows[r];
+    const int64_t b = row.b, unit = p * width, valid = min(width, layer.n.units - unit);
     T* c = C::has_c ? layer.c + (p * pass_.batch + b) * width : nullptr;
     const bool projects = this->projects();
-    const State<T> prev{projects ? V{} : load_part(layer.h + before + unit, valid), C::has_c ? load(c) : V{}};
+    const State<T> prev{projects ? V{} : load_part(layer.h + row.before + unit, valid), C::has_c ? load(c) : V{}};
     V saved[C::saved_general] = {}, gates[C::gates];
     const State<T> next = run_cell<C>(options, layer.weights.peepholes, p, a, prev, layer.relu, saved, gates,
-                                      {(t * pass_.batch + b) * layer.n.units + unit, valid});
+                                      {(step.t * pass_.batch + b) * layer.n.units + unit, valid});
     if (projects) {
       store_part(unprojected(layer, b) + unit, next.h, valid);
     } else {
-      store_h(layer, b, after + unit, unit, next.h, valid);
-      store_part(layer.y.at(t, b) + unit, next.h, valid);
+      store_new_h(step, r, p, next.h);
     }
     if (C::has_c) store<T>(c, next.c);
-    store_outputs(layer, t, b, unit, valid, gates, next.c);
+    store_outputs(layer, step.t, b, unit, valid, gates, next.c);
     if (layer.saved) {
-      T* out = layer.saved + (p * schedule_.total() + rows.first + r) * options.saved * width;
+      T* out = layer.saved + (p * schedule_.total() + step.first + r) * options.saved * width;
       for (int j = 0; j < options.saved; ++j) store<T>(out + j * width, saved[j]);
     }
   }
@@ -468,26 +499,20 @@ template <class C, class T> class ForwardPass {
     return region + (p * pass_.batch + step.part.rows.first + r) * gates * width;
   }
 
-  // The sums of every row of the step, from `row_of(r, b)` on.
+  // The sums of every row of the step, from `row_of(row)` on.
   template <int Gates, class RowOf>
   void products(const Step& step, const T* weights, int64_t k_size, Range panels, const RowOf& row_of) const {
-    for (int64_t r = 0; r < step.rows.count; ++r) step.row_pointers[r] = row_of(r, step.rows.batch(r));
+    for (int64_t r = 0; r < step.count; ++r) step.row_pointers[r] = row_of(step.rows[r]);
     const Products<Gates, T> product{step.row_pointers, weights, k_size, sums_at(step, Gates, 0, 0),
                                      pass_.batch * Gates * width};
-    run_tiles<Gates>(product, step.rows.count, panels.first, panels.last);
-  }
-
-  const T* operand_of(const Step& step, int64_t r, int64_t b) const {
-    int64_t after;
-    return step.layer.operand + step.state_before(r, b, &after);
+    run_tiles<Gates>(product, step.count, panels.first, panels.last);
   }
 
   void store_new_h(const Step& step, int64_t r, int64_t p, V h) const {
-    const int64_t b = step.rows.batch(r), unit = p * width, valid = min(width, step.layer.n.outputs - unit);
-    int64_t after;
-    step.state_before(r, b, &after);
-    store_h(step.layer, b, after + unit, unit, h, valid);
-    store_part(step.layer.y.at(step.t, b) + unit, h, valid);
+    const StepRow<T>& row = step.rows[r];
+    const int64_t unit = p * width, valid = min(width, step.layer.n.outputs - unit);
+    store_h(step.layer, row.b, row.after + unit, unit, h, valid);
+    store_part(row.y + unit, h, valid);
   }
 
   // Projection: h = W_hr m, once every unit's m = o * tanh(c) is known.
@@ -495,9 +520,9 @@ template <class C, class T> class ForwardPass {
     const Layer& layer = step.layer;
     step.part.wait();
     products<1>(step, layer.weights.hr, layer.n.units, step.part.outputs,
-                [&](int64_t, int64_t b) { return unprojected(layer, b); });
+                [&](const StepRow<T>& row) { return unprojected(layer, row.b); });
     for (int64_t p = step.part.outputs.first; p < step.part.outputs.last; ++p)
-      for (int64_t r = 0; r < step.rows.count; ++r) store_new_h(step, r, p, load(sums_at(step, 1, p, r)));
+      for (int64_t r = 0; r < step.count; ++r) store_new_h(step, r, p, load(sums_at(step, 1, p, r)));
   }
 
   T* unprojected(const Layer& layer, int64_t b) const {
@@ -510,14 +535,14 @@ template <class C, class T> class ForwardPass {
       const Layer& layer = step.layer;
       const Range panels = step.part.panels;
       products<2>(step, layer.weights.u, layer.n.outputs, panels,
-                  [&](int64_t r, int64_t b) { return operand_of(step, r, b); });
+                  [&](const StepRow<T>& row) { return layer.operand + row.before; });
       for (int64_t p = panels.first; p < panels.last; ++p)
-        for (int64_t r = 0; r < step.rows.count; ++r) apply_reset(step, r, p);
+        for (int64_t r = 0; r < step.count; ++r) apply_reset(step, r, p);
       step.part.wait();
       products<1>(step, layer.weights.u_n, layer.n.outputs, panels,
-                  [&](int64_t, int64_t b) { return reset_h(layer, b); });
+                  [&](const StepRow<T>& row) { return reset_h(layer, row.b); });
       for (int64_t p = panels.first; p < panels.last; ++p)
-        for (int64_t r = 0; r < step.rows.count; ++r) apply_candidate(step, r, p);
+        for (int64_t r = 0; r < step.count; ++r) apply_candidate(step, r, p);
     }
   }
 
@@ -532,27 +557,25 @@ template <class C, class T> class ForwardPass {
   void apply_reset(const Step& step, int64_t r, int64_t p) const {
     if constexpr (C::gates == 3) {
       const Layer& layer = step.layer;
-      const int64_t b = step.rows.batch(r), unit = p * width, valid = min(width, layer.n.units - unit);
+      const StepRow<T>& row = step.rows[r];
+      const int64_t unit = p * width, valid = min(width, layer.n.units - unit);
       const T* sums = sums_at(step, 2, p, r);
       const V h_part[3] = {load(sums), load(sums + width), V{}};
       V a[C::columns];
       layer.weights.join(step.x_part(p, r), h_part, p, a);
-      T* columns = columns_at(layer, p, b);
+      T* columns = columns_at(layer, p, row.b);
       for (int g = 0; g < C::columns; ++g) store<T>(columns + g * width, a[g]);
-      const V reset = C::reset(a[0], load_part(operand_of(step, r, b) + unit, valid), layer.options.unit(nullptr));
-      store_part(reset_h(layer, b) + unit, reset, valid);
+      const V h = load_part(layer.operand + row.before + unit, valid);
+      store_part(reset_h(layer, row.b) + unit, C::reset(a[0], h, layer.options.unit(nullptr)), valid);
     }
   }
 
   void apply_candidate(const Step& step, int64_t r, int64_t p) const {
-    const int64_t b = step.rows.batch(r);
-    const T* columns = columns_at(step.layer, p, b);
+    const T* columns = columns_at(step.layer, p, step.rows[r].b);
     V a[C::columns];
     for (int g = 0; g < C::columns; ++g) a[g] = load(columns + g * width);
     a[C::columns - 1] = load(sums_at(step, 1, p, r)) + a[C::columns - 1];
-    int64_t after;
-    const int64_t before = step.state_before(r, b, &after);
-    apply_cell_with_options(step.layer, step.rows, step.t, r, p, a, before, after);
+    apply_cell_with_options(step, r, p, a);
   }
 
   // Layer normalization: a row's sums have to be complete before any of its units can go on.
@@ -565,17 +588,17 @@ template <class C, class T> class ForwardPass {
   void step_normalized(const Step& step) const {
     const Part& part = step.part;
     products<C::gates>(step, step.layer.weights.u, step.layer.n.outputs, part.panels,
-                       [&](int64_t r, int64_t b) { return operand_of(step, r, b); });
+                       [&](const StepRow<T>& row) { return step.layer.operand + row.before; });
     part.wait();
-    for (int64_t r = 0; r < step.rows.count; ++r) normalize_row(step, r);
+    for (int64_t r = 0; r < step.count; ++r) normalize_row(step, r);
     if (!C::has_c) return;
     part.wait();
-    for (int64_t r = 0; r < step.rows.count; ++r) normalize_c(step, r);
+    for (int64_t r = 0; r < step.count; ++r) normalize_c(step, r);
   }
 
   void normalize_row(const Step& step, int64_t r) const {
     const Layer& layer = step.layer;
-    const int64_t number = step.rows.first + r, gates = C::gates;
+    const int64_t number = step.first + r, gates = C::gates;
     const int64_t x_stride = step.part.rows.size() * block_ * gates * width, h_stride = pass_.batch * gates * width;
     const Moments<T> of_x = moments_of<T>(step.x_part(0, r), x_stride, C::gates, layer.n.units);
     const Moments<T> of_h = moments_of<T>(sums_at(step, C::gates, 0, r), h_stride, C::gates, layer.n.units);
@@ -592,13 +615,12 @@ template <class C, class T> class ForwardPass {
 
   void apply_normalized(const Step& step, int64_t r, int64_t p, const V (&x)[C::gates], const V (&h)[C::gates]) const {
     const Layer& layer = step.layer;
-    const int64_t b = step.rows.batch(r), unit = p * width, valid = min(width, layer.n.units - unit);
-    int64_t after;
-    const int64_t before = step.state_before(r, b, &after);
+    const StepRow<T>& row = step.rows[r];
+    const int64_t b = row.b, unit = p * width, valid = min(width, layer.n.units - unit);
     T* c = C::has_c ? layer.c + (p * pass_.batch + b) * width : nullptr;
     V a[C::columns], saved[C::saved_general], gates[C::gates];
     layer.weights.join_normalized(x, h, p, a);
-    const State<T> prev{load_part(layer.h + before + unit, valid), C::has_c ? load(c) : V{}};
+    const State<T> prev{load_part(layer.h + row.before + unit, valid), C::has_c ? load(c) : V{}};
     const State<T> next = C::forward_general(a, prev, layer.options.unit(nullptr), saved, gates);
     if (C::has_c) {
       store<T>(c, next.c);
@@ -608,7 +630,7 @@ template <class C, class T> class ForwardPass {
     }
     store_outputs(layer, step.t, b, unit, valid, gates, next.c);
     if (!layer.saved) return;
-    T* out = layer.saved + (p * schedule_.total() + step.rows.first + r) * layer.options.saved * width;
+    T* out = layer.saved + (p * schedule_.total() + step.first + r) * layer.options.saved * width;
     // c is the last of them, where the row after looks for it.
     for (int g = 0; g < C::gates; ++g) store<T>(out + g * width, x[g]), store<T>(out + (C::gates + g) * width, h[g]);
     for (int j = 0; j < C::saved_general; ++j) store<T>(out + (2 * C::gates + j) * width, saved[j]);
@@ -617,9 +639,9 @@ template <class C, class T> class ForwardPass {
   // h = o * tanh(scale * normalized c + shift)
   void normalize_c(const Step& step, int64_t r) const {
     const Layer& layer = step.layer;
-    const int64_t b = step.rows.batch(r), stride = pass_.batch * width;
+    const int64_t b = step.rows[r].b, stride = pass_.batch * width;
     const Moments<T> of_c = moments_of<T>(layer.c + b * width, stride, 1, layer.n.units);
-    if (layer.moments && step.part.panels.first == 0) layer.moments[step.rows.first + r][2] = of_c;
+    if (layer.moments && step.part.panels.first == 0) layer.moments[step.first + r][2] = of_c;
     const Unit<T> unit_of_layer = layer.options.unit(nullptr);
     for (int64_t p = step.part.panels.first; p < step.part.panels.last; ++p) {
       const T* norm = layer.weights.ln_c + p * 2 * width;
@@ -641,6 +663,7 @@ template <class C, class T> class ForwardPass {
   Interrupt interrupt_;
   T *h_, *c_, *operand_ = nullptr, *x_part_ = nullptr, *between_[2] = {}, *masked_ = nullptr;
   T *sums_ = nullptr, *unprojected_ = nullptr, *reset_h_ = nullptr, *columns_ = nullptr, *output_gates_ = nullptr;
+  StepRow<T>* step_rows_;             // for each thread
   const T** row_pointers_ = nullptr;  // for each thread
   char* packed_ = nullptr;
 };

@@ -124,7 +124,7 @@ RNNFAST_INLINE void accumulate_units(vec<T> (&acc)[Rows][Panels], const T* const
 
 // --- products that every cell shares ---
 
-// sums[k] += sum over rows of operand[row][k] * da[row][column of g]: a block of rows' share of a weight gradient.
+// sums[k] = sum over rows of operand[row][k] * da[row][column of g]: a block of rows' share of a weight gradient.
 // The operand is [tile of `height` inputs][row][height], da is [panel][row][column][lane], sums [panel][k][gate][lane].
 template <class Map, int DaColumns, class T> struct WeightSums {
   static constexpr int gates = Map::count, width = lanes<T>, height = full_rows<gates>;
@@ -132,6 +132,7 @@ template <class Map, int DaColumns, class T> struct WeightSums {
   int64_t operand_stride, da_stride;  // between tiles, between panels
   int64_t inputs, rows;
   T* sums;
+  bool add;  // to what is there, else in its place
 
   // The tile whose first input is `input`, a multiple of `height`.
   template <int Rows, int Panels> void tile(int64_t panel, int64_t input) const {
@@ -145,16 +146,19 @@ template <class Map, int DaColumns, class T> struct WeightSums {
     }
     // They are needed at the end, and come from far away.
     RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p)
-      for (int j = 0; j < Rows * gates; ++j) __builtin_prefetch(out[p] + j * width);
+      for (int j = 0; add && j < Rows * gates; ++j) __builtin_prefetch(out[p] + j * width);
     RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
       RNNFAST_UNROLL_FOR (int c = 0; c < Panels * gates; ++c) acc[r][c] = vec<T>{};
     accumulate<Map, height, DaColumns, Rows, Panels, T>(acc, a, b, rows);
+    if (add)
+      RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
+        RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p)
+          RNNFAST_UNROLL_FOR (int g = 0; g < gates; ++g)
+            acc[r][p * gates + g] += load(out[p] + (r * gates + g) * width);
     RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
       RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p)
-        RNNFAST_UNROLL_FOR (int g = 0; g < gates; ++g) {
-          T* sum = out[p] + (r * gates + g) * width;
-          store<T>(sum, load(sum) + acc[r][p * gates + g]);
-        }
+        RNNFAST_UNROLL_FOR (int g = 0; g < gates; ++g)
+          store<T>(out[p] + (r * gates + g) * width, acc[r][p * gates + g]);
   }
 
   void run(int64_t first_panel, int64_t last_panel, int64_t first_tile, int64_t last_tile) const {
@@ -246,9 +250,10 @@ RNNFAST_NOINLINE void pack_by_input(const T* weight, int gates, int64_t units, i
   for (int64_t p = first; p < last; ++p) {
     const int64_t valid = min(width, k_size - p * width);
     T* out = packed + p * units * gates * width;
-    for (int64_t u = 0; u < units; ++u)
-      for (int g = 0; g < gates; ++g, out += width)
-        store<T>(out, load_n(weight + (g * units + u) * k_size + p * width, valid));
+    for (int64_t u = 0; u < units; ++u) {
+      const T* in = weight + u * k_size + p * width;
+      for (int g = 0; g < gates; ++g, in += units * k_size, out += width) store<T>(out, load_part(in, valid));
+    }
   }
 }
 

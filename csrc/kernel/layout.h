@@ -233,14 +233,14 @@ template <class C, class T> struct Packed {
   RNNFAST_ONCE void fill_bias(const Weights& from, int64_t p) const {
     const T* b_ih = static_cast<const T*>(from.bias_ih);
     const T* b_hh = static_cast<const T*>(from.bias_hh);
-    T* out = bias + p * C::columns * width;
-    for (int64_t j = 0; j < C::columns * width; ++j) out[j] = T(0);
-    for (int g = 0; g < C::gates; ++g)
-      for (int64_t lane = 0; lane < min(width, n.units - p * width); ++lane) {
-        const int64_t at = g * n.units + p * width + lane;
-        if (b_ih) out[C::x_columns::at(g) * width + lane] += b_ih[at];
-        if (b_hh) out[C::h_columns::at(g) * width + lane] += b_hh[at];
-      }
+    const int64_t valid = min(width, n.units - p * width);
+    vec<T> sums[C::columns] = {};
+    for (int g = 0; g < C::gates; ++g) {
+      const int64_t at = g * n.units + p * width;
+      if (b_ih) sums[C::x_columns::at(g)] += load_part(b_ih + at, valid);
+      if (b_hh) sums[C::h_columns::at(g)] += load_part(b_hh + at, valid);
+    }
+    for (int j = 0; j < C::columns; ++j) store<T>(bias + (p * C::columns + j) * width, sums[j]);
   }
 };
 

@@ -316,6 +316,7 @@ template <class T> class Plain {
   struct WeightSums {
     const Plain& p;
     std::vector<T> ih, hh, bias;  // [G*H, I], [G*H, H], [column][H]
+    bool first = true;            // 0 + sum would lose the sign of a zero
 
     WeightSums(const Plain& plain, int64_t l)
         : p(plain),
@@ -334,7 +335,7 @@ template <class T> class Plain {
           for (size_t j = 0; j < rows.size(); ++j)
             sum = p.fma((over_h ? rows[j].h_prev : x[j])[static_cast<size_t>(k)],
                         rows[j].da[static_cast<size_t>(column * p.H_ + unit % p.H_)], sum);
-          total[n] += sum;
+          total[n] = first ? sum : total[n] + sum;
         }
       };
       add_chains(ih, p.inputs(l), false);
@@ -346,8 +347,9 @@ template <class T> class Plain {
           for (size_t i = j; i < std::min(rows.size(), j + 16); ++i) part += rows[i].da[n];
           sum += part;
         }
-        bias[n] += sum;
+        bias[n] = first ? sum : bias[n] + sum;
       }
+      first = false;
     }
 
     void store(const WeightGradients& to) const {
