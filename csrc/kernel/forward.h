@@ -397,7 +397,10 @@ template <class C, class T> class ForwardPass {
       RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
         RNNFAST_UNROLL_FOR (int j = 0; j < P * C::gates; ++j) h_part[r][j] = acc[r][j];
       sums.h_part = h_part[0];
-      pass.apply_cells(*this, sums);
+      if constexpr (R == 1)
+        pass.apply_cells(*this, sums);
+      else
+        pass.apply_cells_of_rows(*this, sums);
     }
   };
 
@@ -413,8 +416,10 @@ template <class C, class T> class ForwardPass {
     }
   };
 
-  // One copy for tiles of all sizes.
-  RNNFAST_NOINLINE void apply_cells(const Step& step, const TileSums& sums) const {
+  // One copy for tiles of several rows.
+  RNNFAST_NOINLINE void apply_cells_of_rows(const Step& step, const TileSums& sums) const { apply_cells(step, sums); }
+
+  RNNFAST_INLINE void apply_cells(const Step& step, const TileSums& sums) const {
     const Layer& layer = step.layer;
     if (layer.options.any) return apply_cells_with_options(step, sums);
     // What does not change is copied: for all that the compiler knows, a store of values could change it.
