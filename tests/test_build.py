@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import pytest
 
+import mutate
+
 SOURCE = Path(__file__).resolve().parents[1]
 CSRC = SOURCE / "csrc"
 AARCH64 = "aarch64-linux-gnu"
@@ -139,6 +141,11 @@ def test_the_version_is_stated_once() -> None:
     stated = re.search(r"project\(rnnfast VERSION ([0-9.]+)", (SOURCE / "CMakeLists.txt").read_text(encoding="utf-8"))
     assert stated and rf.__version__ == stated.group(1)
     assert 'dynamic = ["version"]' in (SOURCE / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_deliberate_mistakes_can_still_be_made() -> None:
+    for name, right, _ in mutate.MUTATIONS:
+        assert right in (CSRC / "kernel" / name).read_text(encoding="utf-8"), (name, right)
 
 
 # --- builds ---

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import rnnfast as rf
-from oracle import exact_threads, layer_results
+from oracle import compare_results, exact_threads, layer_results, reference_results
 from test_bitwise import FMA, assert_same_bits, assert_same_results, of_a_sequence
 
 T, B, I, H = 9, 7, 5, 19
@@ -91,6 +91,30 @@ def test_instruction_sets_and_threads_agree(kind: str, dtype: str) -> None:
             results = named(layer, arguments, **call, masks=tape.masks())
         first = first or results
         assert_same_results(results, first, f"{isa} threads={threads}")
+
+
+# Several blocks of steps in both passes, and several segments; enough rows for every thread to have some of its own.
+@pytest.mark.parametrize(("steps", "batch"), [(230, 1), (31, 40)])
+@each_layer
+def test_long_sequences_and_large_batches(kind: str, steps: int, batch: int) -> None:
+    layer = make(kind, layers=1, bidirectional=False, dtype="float64", recompute=None)
+    arguments = draw(layer, steps=steps, batch=batch)
+    rng = np.random.default_rng(0)
+    call = {"mask": rng.random((steps, batch)) < 0.8, "reset": rng.random((steps, batch)) < 0.1, "reset_to": "initial"}
+    masks = layer.forward(arguments[0])[-1].masks()
+    layers = [layer]
+    if kind not in ("lstm projected", "rnn regularised", "lstm normalised", "gru normalised", "gru reset before"):
+        layers.append(make(kind, layers=1, bidirectional=False, dtype="float64", recompute=3))
+    first = None
+    for one, threads in itertools.product(layers, (1, 2, 3)):
+        with exact_threads(threads):
+            got, drawn = layer_results(one, *arguments, **call)
+            want = reference_results(one, *arguments, masks=drawn, **call)
+            # Layer normalisation hands errors of c on from step to step.
+            compare_results(one, arguments[0], got, want, slack=4.0 if "normalised" in kind else 1.0)
+            results = named(one, arguments, **call, masks=masks)
+        first = first or results
+        assert_same_results(results, first, f"recompute={one.recompute} threads={threads}")
 
 
 @each_layer

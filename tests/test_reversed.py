@@ -43,6 +43,7 @@ def calls(layer: Any) -> dict[str, dict[str, Any]]:
         "mask": {"mask": mask, "masked_output": "carry"},
         "reset": {"reset": reset, "mask": mask},
         "lengths and reset": {"lengths": [6, 2, 7, 1], "reset": reset, "reset_to": "initial"},
+        "reset beyond a length": {"lengths": [6, 0, 3, 1], "reset": np.ones_like(reset), "reset_to": "zero"},
     }
 
 
@@ -59,7 +60,7 @@ def assert_equal(got: Any, want: Any) -> None:
 
 
 @pytest.mark.parametrize(("cell", "options"), OPTIONS)
-@pytest.mark.parametrize("call", ["plain", "lengths", "mask", "reset", "lengths and reset"])
+@pytest.mark.parametrize("call", ["plain", "lengths", "mask", "reset", "lengths and reset", "reset beyond a length"])
 def test_it_computes_the_second_direction(isa: str, cell: Any, options: dict[str, Any], call: str) -> None:
     both, alone = pair(cell, options)
     layer = alone.layer

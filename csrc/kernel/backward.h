@@ -3,8 +3,9 @@
 // At each step, from the last to the first (s counts in the direction of the scan):
 //   d_h    = (sum over units and gates of da(s+1) * U + direct part) + d_output(s)
 //   da(s)  = the cell's backward
-// Then for the block: d_W += da^T x, d_U += da^T h_prev, d_b += da, each the sum of one chain over the block's steps
-// descending and batch ascending, and d_x = da W, a sum over units and gates in the order of `accumulate_units`.
+// Then for the block: d_W += da^T x, d_U += da^T h_prev, each the sum of one chain over the block's steps descending
+// and batch ascending; d_b += da, in chains of 16 rows; and d_x = da W, a sum over units and gates in the order of
+// `accumulate_units`.
 #pragma once
 
 #include "layout.h"
@@ -38,7 +39,7 @@ template <class T> struct BackwardLayer {
 // Scratch of one direction, sized for the largest layer and used by layer after layer.
 template <class C, class T> struct BackwardScratch {
   static constexpr int64_t width = lanes<T>;
-  static constexpr int ln_columns = 2 * C::gates + 2;
+  static constexpr int ln_columns = 2 * C::gates + (C::has_c ? 2 : 0);
   T *w = nullptr,
     *u = nullptr;          // transposed weights: [panel of inputs][unit][gate][lane]; u as in Packed where it is split
   T* hr = nullptr;         // [panel of H][unit of S][lane]
@@ -61,8 +62,8 @@ template <class C, class T> struct BackwardScratch {
   T *ln_ih = nullptr, *ln_hh = nullptr, *ln_c = nullptr;  // as in Packed
   T *d_sum_x = nullptr, *d_sum_h = nullptr;               // as da: by W x and by U h
   T* d_normalized_c = nullptr;                            // [panel][B][lane]
-  T* d_ln_row = nullptr;  // [panel][row of the block][2 gates + 2][lane]: rows' shares of
-  T* d_ln = nullptr;      // [panel][2 gates + 2][lane], the gradients of ln_ih, ln_hh, ln_c
+  T* d_ln_row = nullptr;  // [panel][row of the block][ln_columns][lane]: rows' shares of
+  T* d_ln = nullptr;      // [panel][ln_columns][lane], the gradients of ln_ih, ln_hh, ln_c
   T* line = nullptr;      // for each thread, a row of the operand that is being packed
   T* zeros = nullptr;     // [max(S, H)]
   struct Row {
@@ -92,7 +93,9 @@ template <class C, class T> struct BackwardScratch {
     d_c = arena.take<T>(C::has_c ? n.panels * batch * width : 0);
     da = arena.take<T>(n.panels * block_rows * C::columns * width);
     x = take_operand<full_rows<C::gates>>(arena, n.inputs, block_rows);
-    h_prev = take_operand<full_rows<C::gates>>(arena, n.outputs, block_rows);
+    const bool splits = C::gates == 3 && resets_before(spec);
+    h_prev = splits ? take_operand<full_rows<2>>(arena, n.outputs, block_rows)
+                    : take_operand<full_rows<C::gates>>(arena, n.outputs, block_rows);
     zeros = arena.take<T>(max(n.outputs, n.units));
     rows = arena.take<Row>(block_rows);
     take_options(arena, pass, n, block_rows, threads);
@@ -122,7 +125,6 @@ template <class C, class T> struct BackwardScratch {
     if (splits) {
       d_reset = arena.take<T>(batch * units);
       reset_h = take_operand<full_rows<1>>(arena, n.units, block_rows);
-      h_prev = take_operand<full_rows<2>>(arena, n.units, block_rows);
     }
     if (C::has_c && spec.peepholes) {
       peepholes = arena.take<T>(3 * units);
@@ -178,7 +180,7 @@ template <class C, class T> class BackwardPass {
     block_ = min(backward_block(pass_.batch), max(1, pass_.steps));
     block_rows_ = block_ * pass_.batch;
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
-    out_rows_ = arena_.template take<T*>(threads_ * block_rows_);
+    out_rows_ = arena_.template take<T*>(threads_ * apart(block_rows_));
     for (int64_t d = 0; d < directions; ++d) scratch_[d] = Scratch(arena_, pass_, block_rows_, rebuilds(), threads_);
     if (directions == 2 && (spec_.num_layers > 1 || call.grad_x.data))
       d_x_reverse_ = arena_.template take<T>(sequence_rows * most.inputs);
@@ -312,13 +314,13 @@ template <class C, class T> class BackwardPass {
       Arena packed(scratch.packed);
       scratch.weights = Packed<C, T>(packed, spec_, layer.n);
     }
-    T** out_rows = out_rows_ + id * block_rows_;
+    T** out_rows = out_rows_ + id * apart(block_rows_);
     const Extent extent{pass_.steps, pass_.batch, layer.n.panels, layer.n.output_panels,
                         layer.n.panels * C::gates * width * static_cast<int64_t>(sizeof(T))};
     const Part part = make_part(team, extent, extent.row_bytes * layer.n.outputs, full_rows<1>);
     prepare(layer, scratch, team, part);
     const int64_t steps = pass_.batch ? pass_.steps : 0;
-    if (layer.gradients && steps == 0) weight_products(scratch, layer, team, 0, false);
+    if (layer.gradients && steps == 0) weight_products(scratch, layer, team, 0, false);  // zeros: no block writes them
     team.wait();
     for (int64_t last = steps, first; last > 0; last = first) {
       const int64_t above = (spec_.num_layers - 1 - l) * spec_.num_directions + d;
@@ -872,8 +874,11 @@ template <class C, class T> class BackwardPass {
   template <class D, class Value>
   static MomentsGradient<T> means(int64_t panels, int columns, int64_t units, const D& d, const Value& v) {
     const T count = static_cast<T>(units * columns);
-    return {sum_of_row<T>(panels, columns, d) / count,
-            sum_of_row<T>(panels, columns, [&](int64_t p, int g) { return d(p, g) * v(p, g); }) / count};
+    const auto valid = [=](int64_t p, V terms) {
+      return p + 1 < panels ? terms : first_lanes_of<T>(terms, units - p * width);
+    };
+    return {sum_of_row<T>(panels, columns, [&](int64_t p, int g) { return valid(p, d(p, g)); }) / count,
+            sum_of_row<T>(panels, columns, [&](int64_t p, int g) { return valid(p, d(p, g) * v(p, g)); }) / count};
   }
 
   T* ln_row_at(const Scratch& s, int64_t p, int64_t block_row) const {

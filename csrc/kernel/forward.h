@@ -57,7 +57,7 @@ template <class C, class T> class ForwardPass {
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
     h_ = arena_.template take<T>(directions * 2 * batch * most.outputs);
     c_ = arena_.template take<T>(C::has_c ? directions * most.panels * batch * width : 0);
-    step_rows_ = arena_.template take<StepRow<T>>(threads_ * batch);
+    step_rows_ = arena_.template take<StepRow<T>>(threads_ * apart(batch));
     if (has_x_part_) {
       x_part_size_ = block_ * batch * most.panels * C::gates * width;
       x_part_ = arena_.template take<T>(directions * x_part_size_);
@@ -200,7 +200,7 @@ template <class C, class T> class ForwardPass {
     for (int64_t b = part.rows.first; b < part.rows.last; ++b) begin(layer, part, b, 0, Start::initial);
     part.wait();
     const T** row_pointers = row_pointers_ ? row_pointers_ + id * block_ * pass_.batch : nullptr;
-    StepRow<T>* step_rows = step_rows_ + id * pass_.batch;
+    StepRow<T>* step_rows = step_rows_ + id * apart(pass_.batch);
     for (int64_t s = 0; s < steps(); s += block_) {
       const int64_t place = (layer.layer * spec_.num_directions + layer.direction) * pass_.steps + s;
       if (interrupt_.stops(*part.meeting, part.leader, id == 0, place)) break;
@@ -497,11 +497,12 @@ template <class C, class T> class ForwardPass {
 
   // --- steps of several products, whose sums go to memory in between ---
 
-  // [panel][row][gate][lane], as the widest of them needs it
+  // [panel][row][gate][lane]; every part has a region of its own, as large as the widest product needs it.
   T* sums_at(const Step& step, int64_t gates, int64_t p, int64_t r) const {
     const int64_t panels = max(step.layer.n.panels, step.layer.n.output_panels);
-    T* region = sums_ + step.layer.direction * panels * pass_.batch * C::gates * width;
-    return region + (p * pass_.batch + step.part.rows.first + r) * gates * width;
+    const Range rows = step.part.rows;
+    T* region = sums_ + (step.layer.direction * pass_.batch + rows.first) * panels * C::gates * width;
+    return region + (p * rows.size() + r) * gates * width;
   }
 
   // The sums of every row of the step, from `row_of(row)` on.
@@ -509,7 +510,7 @@ template <class C, class T> class ForwardPass {
   void products(const Step& step, const T* weights, int64_t k_size, Range panels, const RowOf& row_of) const {
     for (int64_t r = 0; r < step.count; ++r) step.row_pointers[r] = row_of(step.rows[r]);
     const Products<Gates, T> product{step.row_pointers, weights, k_size, sums_at(step, Gates, 0, 0),
-                                     pass_.batch * Gates * width};
+                                     step.part.rows.size() * Gates * width};
     run_tiles<Gates>(product, step.count, panels.first, panels.last);
   }
 
@@ -604,10 +605,10 @@ template <class C, class T> class ForwardPass {
   void normalize_row(const Step& step, int64_t r) const {
     const Layer& layer = step.layer;
     const int64_t number = step.first + r, gates = C::gates;
-    const int64_t x_stride = step.part.rows.size() * block_ * gates * width, h_stride = pass_.batch * gates * width;
-    const Moments<T> of_x = moments_of<T>(step.x_part(0, r), x_stride, C::gates, layer.n.units);
+    const int64_t h_stride = step.part.rows.size() * gates * width;
+    const Moments<T> of_x = moments_of<T>(step.x_part(0, r), step.x_part_stride, C::gates, layer.n.units);
     const Moments<T> of_h = moments_of<T>(sums_at(step, C::gates, 0, r), h_stride, C::gates, layer.n.units);
-    if (layer.moments && step.part.panels.first == 0) layer.moments[number][0] = of_x, layer.moments[number][1] = of_h;
+    if (layer.moments && step.part.leader) layer.moments[number][0] = of_x, layer.moments[number][1] = of_h;
     for (int64_t p = step.part.panels.first; p < step.part.panels.last; ++p) {
       V x[C::gates], h[C::gates];
       for (int g = 0; g < C::gates; ++g) {
@@ -646,7 +647,7 @@ template <class C, class T> class ForwardPass {
     const Layer& layer = step.layer;
     const int64_t b = step.rows[r].b, stride = pass_.batch * width;
     const Moments<T> of_c = moments_of<T>(layer.c + b * width, stride, 1, layer.n.units);
-    if (layer.moments && step.part.panels.first == 0) layer.moments[step.first + r][2] = of_c;
+    if (layer.moments && step.part.leader) layer.moments[step.first + r][2] = of_c;
     const Unit<T> unit_of_layer = layer.options.unit(nullptr);
     for (int64_t p = step.part.panels.first; p < step.part.panels.last; ++p) {
       const T* norm = layer.weights.ln_c + p * 2 * width;

@@ -96,14 +96,17 @@ inline Part make_part(const Team& team, const Extent& e, int64_t weight_bytes, i
           team.rank == 0};
 }
 
-// A region of several threads costs microseconds to start and a barrier per step: below this much work (fused
-// multiply-adds of the pass, per step too) one thread is faster. A negative number is not up for discussion.
+// A region of several threads costs microseconds to start and a barrier per step. With less work (fused multiply-adds)
+// than this in the pass, or in a step for each thread, fewer are faster. A negative number is not up for discussion.
 inline int useful_threads(int threads, int64_t products_per_step, int64_t steps) {
-  constexpr int64_t per_step = 60000, per_pass = 6000000;
+  constexpr int64_t per_step = 30000, per_pass = 6000000;
   if (threads < 0) return -threads;
-  if (threads <= 1 || products_per_step < per_step || products_per_step * steps < per_pass) return 1;
-  return threads;
+  if (threads <= 1 || products_per_step * steps < per_pass) return 1;
+  return static_cast<int>(max(1, min(threads, products_per_step / per_step)));
 }
+
+// So many elements of at least 8 bytes for each thread that no two threads write to one line of a cache.
+constexpr int64_t apart(int64_t count) { return ceil_div(count, 8) * 8; }
 
 // Steps whose input product is taken together: enough rows to fill tiles, few enough that the result stays in cache.
 inline int64_t forward_block(const Extent& e, int threads) {

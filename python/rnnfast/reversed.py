@@ -75,6 +75,8 @@ class Reversed:
         if mask is not None:
             arguments["mask"] = self._turned(np.asarray(mask), dims)
         if reset is not None:
+            if lengths is not None:  # what is beyond a length resets nothing
+                reset = _check.bool_array("reset", reset, mask.shape, "one for each step and row of x") & mask
             # The boundary between steps t-1 and t lies between the steps T-1-t and T-t of the scan.
             turned = np.roll(self._turned(np.asarray(reset), dims), 1, axis=self._axis(dims)).copy()
             turned[(slice(None),) * self._axis(dims) + (slice(0, 1),)] = False

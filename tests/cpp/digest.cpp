@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "compare.h"
+#include "options.h"
 
 namespace {
 
@@ -29,10 +30,9 @@ std::vector<Case> cases_of(Cell cell) {
   return {small, ragged, plain, wide};
 }
 
-template <class T> uint64_t fnv(const Guarded<T>& values) {
-  uint64_t hash = 0xcbf29ce484222325u;
-  const auto* bytes = reinterpret_cast<const unsigned char*>(values.data());
-  for (size_t i = 0; i < values.size() * sizeof(T); ++i) hash = (hash ^ bytes[i]) * 0x100000001b3u;
+template <class T> uint64_t fnv(const T* values, size_t size, uint64_t hash = 0xcbf29ce484222325u) {
+  const auto* bytes = reinterpret_cast<const unsigned char*>(values);
+  for (size_t i = 0; i < size * sizeof(T); ++i) hash = (hash ^ bytes[i]) * 0x100000001b3u;
   return hash;
 }
 
@@ -43,8 +43,21 @@ template <class T> void print(const KernelTable& table, Case c, int threads) {
   const Outputs<T> out(c, Side::apart, 0);
   Pass<T> pass(c, in, out);
   run_kernels(table, c, pass, Side::apart, 0);
-  out.each([](const char* name, const Guarded<T>& array) { std::printf(" %s=%016" PRIx64, name, fnv(array)); });
+  out.each([](const char* name, const Guarded<T>& array) {
+    std::printf(" %s=%016" PRIx64, name, fnv(array.data(), array.size()));
+  });
   std::printf("\n");
+}
+
+// One digest of everything; few rows, and enough of them for every thread to have some of its own.
+template <class T> void print_options(const KernelTable& table, const OptionCase& option, int threads) {
+  for (int64_t batch : {3, 40}) {
+    uint64_t hash = fnv<T>(nullptr, 0);
+    run_options<T>(table, option, 11, batch, -threads,
+                   [&](const std::vector<T>& array) { hash = fnv(array.data(), array.size(), hash); });
+    std::printf("%d %s f%d B%" PRId64 ": %016" PRIx64 "\n", static_cast<int>(option.cell), option.name,
+                static_cast<int>(8 * sizeof(T)), batch, hash);
+  }
 }
 
 }  // namespace
@@ -55,13 +68,17 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "RNNFAST_ISA names no instruction set that this build and this CPU have\n");
     return 1;
   }
+  const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
   std::printf("%s\n", table->isa);
   for (Cell cell : {Cell::rnn, Cell::lstm, Cell::gru})
     for (Case c : cases_of(cell)) {
-      const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
       print<float>(*table, c, threads);
       c.dtype = Dtype::float64;
       print<double>(*table, c, threads);
     }
+  for (const OptionCase& option : option_cases()) {
+    print_options<float>(*table, option, threads);
+    print_options<double>(*table, option, threads);
+  }
   return 0;
 }
