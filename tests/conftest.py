@@ -42,3 +42,10 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
     with rf.use_isa(request.param):
         yield request.param
+
+
+@pytest.fixture
+def plain_memory() -> None:
+    """For tests that measure or limit memory: AddressSanitizer reserves terabytes, and keeps what was freed."""
+    if "libasan" in os.environ.get("LD_PRELOAD", ""):
+        pytest.skip("AddressSanitizer has a memory management of its own")

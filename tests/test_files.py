@@ -128,6 +128,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.usefixtures("plain_memory")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_is_refused_before_memory_is_used(tmp_path: Path, name: str) -> None:
     make, message = HOSTILE[name]

@@ -51,6 +51,7 @@ print(resident() - before)
 """
 
 
+@pytest.mark.usefixtures("plain_memory")
 def test_nothing_grows_over_a_hundred_thousand_calls_of_varying_shapes() -> None:
     assert int(run(GROWTH)) < 1 << 20
 
@@ -94,6 +95,7 @@ print(failures)
 """
 
 
+@pytest.mark.usefixtures("plain_memory")
 @pytest.mark.parametrize("cell", ["RNN", "LSTM", "GRU"])
 def test_running_out_of_memory_is_an_error_and_the_next_call_is_right(cell: str) -> None:
     assert int(run(EXHAUSTION, cell)) >= 3

@@ -73,16 +73,18 @@ void run_options(const KernelTable& table, const OptionCase& option, int64_t ste
                  const Use& use) {
   Spec spec;
   spec.cell = option.cell, spec.dtype = sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
-  spec.input_size = 5, spec.hidden_size = 19, spec.num_layers = spec.num_directions = 2;
+  spec.input_size = 5, spec.hidden_size = 19, spec.num_layers = 2;
+  spec.num_directions = batch < 8 ? 2 : 1;  // threads share the rows of one direction, but have one each of two
   option.set(spec);
-  const int64_t cells = 4, outputs = outputs_of(spec, 0), states = batch * outputs, cs = batch * spec.hidden_size;
+  const int64_t directions = spec.num_directions, cells = 2 * directions, outputs = outputs_of(spec, 0),
+                states = batch * outputs, cs = batch * spec.hidden_size;
   Pool<T> in, out;
   std::vector<Weights> weights;
   std::vector<WeightGradients> gradients;
   std::vector<void*> per_step;
   for (int64_t n = 0; n < cells; ++n) {
-    weights.push_back(parameters_of<const void>(spec, n / 2, [&](int64_t size) { return in.drawn(size); }));
-    gradients.push_back(parameters_of<void>(spec, n / 2, [&](int64_t size) { return out.take(size); }));
+    weights.push_back(parameters_of<const void>(spec, n / directions, [&](int64_t size) { return in.drawn(size); }));
+    gradients.push_back(parameters_of<void>(spec, n / directions, [&](int64_t size) { return out.take(size); }));
     per_step.push_back(out.take(steps * states));
   }
   std::vector<uint8_t> mask, reset, keeps;
@@ -97,19 +99,21 @@ void run_options(const KernelTable& table, const OptionCase& option, int64_t ste
   f.spec = spec, f.steps = steps, f.batch = batch, f.mask = mask.data(), f.reset = reset.data();
   f.reset_to_initial = f.carry = true;
   f.weights = weights.data(), f.x = input(in.drawn(steps * batch * spec.input_size), spec.input_size);
-  f.y = view(out.take(steps * 2 * states), 2 * outputs);
+  f.y = view(out.take(steps * directions * states), directions * outputs);
   f.h0 = in.drawn(cells * states), f.hn = out.take(cells * states);
   if (has_c(spec.cell)) f.c0 = in.drawn(cells * cs), f.cn = out.take(cells * cs);
   if (spec.zoneout_h > 0) f.zoneout_h_masks = keep.data();
   f.recurrent_masks = factors.data();
-  f.gates = view(out.take(steps * 2 * gates_of(spec.cell) * cs), 2 * gates_of(spec.cell) * spec.hidden_size);
+  f.gates = view(out.take(steps * directions * gates_of(spec.cell) * cs),
+                 directions * gates_of(spec.cell) * spec.hidden_size);
   f.threads = threads;
   const Memory tape(tape_bytes(table, f));
   f.tape = tape.data();
   forward(table, f);
 
   Backward b;
-  b.pass = &f, b.grad_y = input(in.drawn(steps * 2 * states), 2 * outputs), b.grad_hn = in.drawn(cells * states);
+  b.pass = &f, b.grad_y = input(in.drawn(steps * directions * states), directions * outputs),
+  b.grad_hn = in.drawn(cells * states);
   b.grad_x = view(out.take(steps * batch * spec.input_size), spec.input_size), b.grad_h0 = out.take(cells * states);
   if (has_c(spec.cell)) b.grad_cn = in.drawn(cells * cs), b.grad_c0 = out.take(cells * cs);
   b.grad_weights = gradients.data(), b.per_step = per_step.data(), b.grad_clip = option.grad_clip;
