@@ -384,7 +384,10 @@ def gradient(name: str, value: Any, shape: Shape, dtype: np.dtype[Any]) -> Array
 
 def stream_rows(rows: Any, batch: int) -> Any:
     """Something that indexes the batch axis: an integer, integers, or a bool mask [batch]."""
-    array = np.asarray(rows)
+    try:
+        array = np.asarray(rows)
+    except ValueError:  # arrays of several shapes: a state, perhaps
+        raise TypeError(f"rows must be integers or a mask of bools, got {_described(rows)}") from None
     if array.dtype == np.bool_ and array.ndim == 1:
         require_shape("rows", array, (batch,), "one for each stream")
     elif array.size and array.dtype.kind not in "iu":
@@ -465,7 +468,9 @@ def named_arrays(name: str, value: Any) -> dict[str, Array]:
     if not isinstance(value, Mapping):
         value = getattr(value, "parameters", value)
     if not isinstance(value, Mapping):
-        raise TypeError(f"{name} must be a mapping from names to arrays, or have .parameters, got {_described(value)}")
+        hint = "; give its .layer" if hasattr(value, "layer") else ""
+        expected = "a mapping from names to arrays, or have .parameters"
+        raise TypeError(f"{name} must be {expected}, got {_described(value)}{hint}")
     for key, array in value.items():
         if array is not None and not isinstance(array, np.ndarray):
             raise TypeError(f"{name}[{key!r}] must be a NumPy array, got {_described(array)}")
@@ -560,4 +565,5 @@ def weights_path(path: Any) -> Path:
 
 def savable(layer: object, expected: type) -> None:
     if not isinstance(layer, expected):
-        raise TypeError(f"layer must be an RNN, LSTM or GRU, got {_described(layer)}")
+        hint = "; give its .layer" if hasattr(layer, "layer") else ""
+        raise TypeError(f"layer must be an RNN, LSTM or GRU, got {_described(layer)}{hint}")
