@@ -106,16 +106,15 @@ def pairs(case: dict[str, Any]) -> set[Any]:
     return {(a, repr(case[a]), b, repr(case[b])) for a, b in itertools.combinations(OPTIONS, 2)}
 
 
-def pairwise(rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Cases that contain every possible pair of values: greedily, of a few random completions of a missing pair."""
+def pairwise(rng: np.random.Generator, **common: Any) -> list[dict[str, Any]]:
+    """Cases that contain every possible pair of values: greedily, of a few random completions of a missing pair. All
+    have what is common."""
     missing = {
-        (a, repr(x), b, repr(y)): {a: x, b: y}
-        for a, b in itertools.combinations(OPTIONS, 2)
+        (a, repr(x), b, repr(y)): {**common, a: x, b: y}
+        for a, b in itertools.combinations([name for name in OPTIONS if name not in common], 2)
         for x in OPTIONS[a]
         for y in OPTIONS[b]
-        if possible({a: x, b: y})
-        and any(possible({"cell": cell, a: x, b: y}) for cell in CELLS if "cell" not in (a, b))
-        or (a == "cell" and possible({a: x, b: y}))
+        if any(possible({"cell": cell, **common, a: x, b: y}) for cell in ([x] if a == "cell" else CELLS))
     }
     cases = []
     while missing:
@@ -214,6 +213,7 @@ def shown(case: dict[str, Any]) -> str:
 
 
 CASES = [case for number in range(5) for case in pairwise(np.random.default_rng(number))]
+CASES += pairwise(np.random.default_rng(5), rows="lengths", bidirectional=True, layers=2)
 
 
 @pytest.mark.parametrize("case", CASES, ids=shown)
