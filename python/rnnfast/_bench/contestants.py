@@ -51,16 +51,16 @@ class RnnFast(Contestant):
     modes: tuple[str, ...] = ("forward", "train", "step", "cold")
 
     def __init__(self, threads: int) -> None:
-        self.library: Any = importlib.import_module("rnnfast")
-        self.library.set_num_threads(threads)
+        self.package: Any = importlib.import_module("rnnfast")
+        self.package.set_num_threads(threads)
 
     @property
     def version(self) -> str:
-        config = self.library.show_config(mode="dicts")
+        config = self.package.show_config(mode="dicts")
         return f"{config['version']} ({config['isa']}, {config['threading']}, {config['compiler']})"
 
     def layer(self, case: Case, shared: dict[str, Array]) -> Any:
-        layer = getattr(self.library, CLASS_NAMES[case.cell])(
+        layer = getattr(self.package, CLASS_NAMES[case.cell])(
             case.input_size, case.hidden_size, case.num_layers, bidirectional=case.bidirectional
         )
         layer.load_state_dict(parameters(shared))
@@ -131,29 +131,29 @@ class Torch(Contestant):
     modes: tuple[str, ...] = ("forward", "train", "step", "cold")
 
     def __init__(self, threads: int) -> None:
-        self.library: Any = importlib.import_module("torch")
-        self.library.set_num_threads(threads)
+        self.package: Any = importlib.import_module("torch")
+        self.package.set_num_threads(threads)
 
     @property
     def version(self) -> str:
-        return str(self.library.__version__)
+        return str(self.package.__version__)
 
     def module(self, case: Case, shared: dict[str, Array]) -> Any:
-        module = getattr(self.library.nn, CLASS_NAMES[case.cell])(
+        module = getattr(self.package.nn, CLASS_NAMES[case.cell])(
             case.input_size, case.hidden_size, case.num_layers, bidirectional=case.bidirectional
         )
-        module.load_state_dict({name: self.library.tensor(array) for name, array in parameters(shared).items()})
+        module.load_state_dict({name: self.package.tensor(array) for name, array in parameters(shared).items()})
         return module
 
     def prepare(self, case: Case, shared: dict[str, Array]) -> Prepared:
         module = self.module(case, shared)
-        x = self.library.tensor(shared["x"])
+        x = self.package.tensor(shared["x"])
         if case.mode == "train":
-            return self.training(module, x, self.library.tensor(shared["grad_output"]))
+            return self.training(module, x, self.package.tensor(shared["grad_output"]))
         module.eval()
         if case.streams:
             return self.stream(module, x)
-        return self.inference(module, x, self.library.inference_mode)
+        return self.inference(module, x, self.package.inference_mode)
 
     def inference(self, module: Any, x: Any, context: Callable[[], Any]) -> Prepared:
         def run(n: int) -> None:
@@ -172,7 +172,7 @@ class Torch(Contestant):
     def training(self, module: Any, x: Any, grad_output: Any) -> Prepared:
         x.requires_grad_()
         named = dict(module.named_parameters())
-        inputs, grad = [x, *named.values()], self.library.autograd.grad
+        inputs, grad = [x, *named.values()], self.package.autograd.grad
 
         def run(n: int) -> None:
             for _ in repeat(None, n):
@@ -189,24 +189,24 @@ class Torch(Contestant):
 
     def stream(self, module: Any, x: Any) -> Prepared:
         first = x[:1].clone()
-        with self.library.inference_mode():
+        with self.package.inference_mode():
             _, held = module(first)
 
         def run(n: int) -> None:
             nonlocal held
             state = held
-            with self.library.inference_mode():
+            with self.package.inference_mode():
                 for _ in repeat(None, n):
                     _, state = module(first, state)
             held = state
 
         def results() -> dict[str, Array]:
             state, outputs = None, []
-            with self.library.inference_mode():
+            with self.package.inference_mode():
                 for x_t in x:
                     output, state = module(x_t[None], state)
                     outputs.append(output[0])
-            return named_results(self.library.stack(outputs), state if isinstance(state, tuple) else (state,))
+            return named_results(self.package.stack(outputs), state if isinstance(state, tuple) else (state,))
 
         return Prepared(run, results)
 
@@ -218,29 +218,29 @@ class TorchGrad(Torch):
 
     def prepare(self, case: Case, shared: dict[str, Array]) -> Prepared:
         module = self.module(case, shared).eval()
-        return self.inference(module, self.library.tensor(shared["x"]), self.library.enable_grad)
+        return self.inference(module, self.package.tensor(shared["x"]), self.package.enable_grad)
 
 
 class TorchCompile(Torch):
     modes: tuple[str, ...] = ("forward",)
 
     def prepare(self, case: Case, shared: dict[str, Array]) -> Prepared:
-        compiled = self.library.compile(self.module(case, shared).eval())
-        return self.inference(compiled, self.library.tensor(shared["x"]), self.library.inference_mode)
+        compiled = self.package.compile(self.module(case, shared).eval())
+        return self.inference(compiled, self.package.tensor(shared["x"]), self.package.inference_mode)
 
 
 class OnnxRuntime(Contestant):
     def __init__(self, threads: int) -> None:
-        self.library: Any = importlib.import_module("onnxruntime")
+        self.package: Any = importlib.import_module("onnxruntime")
         self.models = importlib.import_module(".onnx_model", __package__)
-        self.library.set_default_logger_severity(3)
-        self.options = self.library.SessionOptions()
+        self.package.set_default_logger_severity(3)
+        self.options = self.package.SessionOptions()
         self.options.intra_op_num_threads = threads
         self.options.inter_op_num_threads = 1
 
     @property
     def version(self) -> str:
-        return str(self.library.__version__)
+        return str(self.package.__version__)
 
     def binding(self, session: Any, values: dict[str, Any]) -> Any:
         binding = session.io_binding()
@@ -252,8 +252,8 @@ class OnnxRuntime(Contestant):
 
     def prepare(self, case: Case, shared: dict[str, Array]) -> Prepared:
         model = self.models.build(case, shared)
-        session = self.library.InferenceSession(model, self.options, providers=["CPUExecutionProvider"])
-        value = self.library.OrtValue.ortvalue_from_numpy
+        session = self.package.InferenceSession(model, self.options, providers=["CPUExecutionProvider"])
+        value = self.package.OrtValue.ortvalue_from_numpy
         x = np.ascontiguousarray(shared["x"][: case.steps])
         names = self.models.state_names(case)
         # A stream's states go from one set of buffers to the other and back.
@@ -291,9 +291,9 @@ class OnnxRuntime(Contestant):
 
 class OpenVino(Contestant):
     def __init__(self, threads: int) -> None:
-        self.library: Any = importlib.import_module("openvino")
+        self.package: Any = importlib.import_module("openvino")
         self.models = importlib.import_module(".onnx_model", __package__)
-        self.core = self.library.Core()
+        self.core = self.package.Core()
         self.settings = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
@@ -303,12 +303,12 @@ class OpenVino(Contestant):
 
     @property
     def version(self) -> str:
-        return str(self.library.__version__).split("-")[0]
+        return str(self.package.__version__).split("-")[0]
 
     def prepare(self, case: Case, shared: dict[str, Array]) -> Prepared:
         model = self.core.read_model(self.models.build(case, shared), b"")
         compiled = self.core.compile_model(model, "CPU", self.settings)
-        tensor = self.library.Tensor
+        tensor = self.package.Tensor
         names = self.models.state_names(case)
         x = np.ascontiguousarray(shared["x"][: case.steps])
         sets = [{name: np.zeros(self.models.state_shape(case), np.float32) for name in names} for _ in range(2)]
@@ -356,23 +356,23 @@ class Paddle(Contestant):
 
     def __init__(self, threads: int) -> None:
         os.environ.setdefault("GLOG_minloglevel", "2")
-        self.library: Any = importlib.import_module("paddle")
-        self.library.set_device("cpu")
-        self.library.base.core.set_num_threads(threads)
+        self.package: Any = importlib.import_module("paddle")
+        self.package.set_device("cpu")
+        self.package.base.core.set_num_threads(threads)
 
     @property
     def version(self) -> str:
-        return str(self.library.__version__)
+        return str(self.package.__version__)
 
     def prepare(self, case: Case, shared: dict[str, Array]) -> Prepared:
-        layer = getattr(self.library.nn, {"rnn": "SimpleRNN"}.get(case.cell, CLASS_NAMES[case.cell]))(
+        layer = getattr(self.package.nn, {"rnn": "SimpleRNN"}.get(case.cell, CLASS_NAMES[case.cell]))(
             case.input_size,
             case.hidden_size,
             num_layers=case.num_layers,
             direction="bidirect" if case.bidirectional else "forward",
             time_major=True,
         )
-        tensor, grad = self.library.to_tensor, self.library.grad
+        tensor, grad = self.package.to_tensor, self.package.grad
         given = parameters(shared)
         layer.set_state_dict({name: tensor(array) for name, array in given.items()})
         x, grad_output = tensor(shared["x"], stop_gradient=False), tensor(shared["grad_output"])
