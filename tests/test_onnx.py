@@ -37,14 +37,23 @@ def node_tests() -> list[Any]:
     return [case for case in _NodeTestCases if case.model.graph.node[0].op_type in ("RNN", "GRU", "LSTM")]
 
 
+class Passed(unittest.TestResult):
+    """Counts what passed; whether testsRun counts what was skipped differs between versions of Python."""
+
+    count = 0
+
+    def addSuccess(self, test: unittest.TestCase) -> None:
+        self.count += 1
+
+
 def test_the_node_tests_of_the_onnx_package_pass(isa: str) -> None:
     with mock.patch("onnx.backend.test.runner.load_model_tests", lambda kind: node_tests() if kind == "node" else []):
         suite = Runner(Backend, __name__).test_suite
-    result = unittest.TestResult()
+    result = Passed()
     suite.run(result)
     assert result.failures == result.errors == []
     assert all("CUDA" in reason for _, reason in result.skipped)
-    assert result.testsRun - len(result.skipped) == 18
+    assert result.count == 18
 
 
 # --- our conformance cases ---
