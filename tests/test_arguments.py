@@ -1,6 +1,6 @@
 """Any arguments: a documented exception, or a result that equals the reference.
 
-To search for longer: RNNFAST_EXAMPLES=100000 pytest tests/test_arguments.py
+To search for longer: RNNFAST_EXAMPLES=100000 pytest -n 0 tests/test_arguments.py --hypothesis-show-statistics
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 import rnnfast as rf
-from oracle import compare_layer, exact_threads
+from oracle import compare_results, exact_threads, layer_results, reference_results
+from test_oracle_grid import sensitivity
 
 EXAMPLES = int(os.environ.get("RNNFAST_EXAMPLES", "150"))
 many = settings(max_examples=EXAMPLES, derandomize=EXAMPLES <= 150, suppress_health_check=list(HealthCheck))
@@ -24,45 +25,108 @@ JUNK = st.sampled_from(
      np.ones(3)]
 )  # fmt: skip
 DTYPES = ["float32", "float64"]
+CELLS = [rf.RNN, rf.LSTM, rf.GRU]
 
 
-def mostly(strategy: Any) -> Any:
+def seldom(draw: Any, n: int) -> bool:
+    """About once in n times. (The bounds of a range are drawn more often.)"""
+    return bool(draw(st.integers(0, n)) == n // 2 + 1)
+
+
+@st.composite
+def mostly(draw: Any, strategy: Any) -> Any:
     """What is right, and now and then anything else."""
-    return st.integers(0, 40).flatmap(lambda n: strategy if n else JUNK)
+    return draw(JUNK if seldom(draw, 40) else strategy)
+
+
+def activations() -> Any:
+    parameter = st.none() | st.sampled_from([0.0, -0.2, 0.2, 0.5, 1.0, 1.3])
+    one = st.sampled_from(["tanh", "sigmoid", "relu", "softsign", "softplus"]) | st.builds(
+        lambda name, alpha, beta: activation(name, alpha, beta),
+        st.sampled_from(["affine", "leaky_relu", "thresholded_relu", "scaled_tanh", "hard_sigmoid", "elu"]),
+        parameter,
+        parameter,
+    )
+    return one | st.tuples(one, one)
+
+
+def activation(name: str, alpha: float | None, beta: float | None) -> Any:
+    """The name alone where it does not take these."""
+    try:
+        return rf.Activation(name, alpha=alpha, beta=beta)
+    except ValueError:
+        return name
+
+
+PROBABILITY = st.sampled_from([0.0, 0.3, 0.5, 1.0])
+PLAIN: dict[str, Any] = {
+    "num_layers": st.integers(1, 3),
+    "bias": st.booleans(),
+    "batch_first": st.booleans(),
+    "dropout": st.sampled_from([0.0, 0.0, 0.5, 1.0]),
+    "bidirectional": st.booleans(),
+    "dtype": st.sampled_from(DTYPES),
+    "recompute": st.none() | st.integers(1, 5),
+}
+SPECIAL: dict[str, Any] = {
+    "activation": activations(),
+    "clip": st.sampled_from([0.1, 1.0, 50.0]),
+    "zoneout": PROBABILITY | st.tuples(PROBABILITY, PROBABILITY),
+    "recurrent_dropout": PROBABILITY,
+    "input_dropout": PROBABILITY,
+    "grad_clip": st.sampled_from([1e-3, 0.1, 10.0]),
+    "recurrent_activation": activations(),
+    "layer_norm": st.booleans(),
+    "output_activation": activations(),
+    "peepholes": st.booleans(),
+    "coupled_gates": st.booleans(),
+    "forget_bias": st.sampled_from([0.0, 1.0]),
+    "proj_size": st.integers(0, 9),
+    "reset_after": st.booleans(),
+    "nonlinearity": st.sampled_from(["tanh", "relu"]),
+}
+OF_CELL: dict[Any, list[str]] = {
+    rf.RNN: [*list(SPECIAL)[:6], "nonlinearity"],
+    rf.LSTM: list(SPECIAL)[:13],
+    rf.GRU: [*list(SPECIAL)[:8], "reset_after"],
+}
 
 
 @st.composite
-def layers(draw: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    cell = draw(st.sampled_from([rf.RNN, rf.LSTM, rf.GRU]))
-    positional = (draw(mostly(st.integers(0, 9))), draw(mostly(st.integers(0, 20))))
-    options = {
-        "num_layers": st.integers(1, 3),
-        "bias": st.booleans(),
-        "batch_first": st.booleans(),
-        "dropout": st.sampled_from([0.0, 0.0, 0.5, 1.0]),
-        "bidirectional": st.booleans(),
-        "dtype": st.sampled_from(DTYPES),
-        "recompute": st.none() | st.integers(1, 5),
-    }
-    if cell is rf.RNN:
-        options["nonlinearity"] = st.sampled_from(["tanh", "relu"])
-    chosen = {name: draw(mostly(strategy)) for name, strategy in options.items() if draw(st.booleans())}
-    return cell, positional, {**chosen, "seed": 0}
+def layers(draw: Any) -> Any:
+    """A layer, or the exception that its arguments gave: few options at a time, so that most are compatible."""
+    cell = draw(st.sampled_from(CELLS))
+    chosen = {name: draw(mostly(strategy)) for name, strategy in PLAIN.items() if draw(st.booleans())}
+    for name in draw(st.lists(st.sampled_from(OF_CELL[cell]), max_size=3, unique=True)):
+        chosen[name] = draw(mostly(SPECIAL[name]))
+    if seldom(draw, 40):  # another cell's
+        chosen["peepholes" if cell is not rf.LSTM else "reset_after"] = True
+    hidden: Any = st.integers(0, 20)
+    if seldom(draw, 7):
+        chosen["num_layers"] = draw(st.integers(1, 3))
+        hidden = st.tuples(*[st.integers(1, 9)] * chosen["num_layers"])
+    positional = (draw(mostly(st.integers(0, 9))), draw(mostly(hidden)))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # dropout of a single layer has no effect
+            return cell(*positional, **chosen, seed=0)
+    except (TypeError, ValueError, MemoryError) as error:
+        return error
 
 
 @st.composite
-def arrays(draw: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+def arrays(draw: Any, shape: tuple[int, ...], dtype: Any, special: bool = False) -> Any:
     """Of that shape and dtype, laid out in any way; seldom of another."""
-    if not draw(st.integers(0, 30)):
+    if seldom(draw, 30):
         return draw(JUNK)
-    if not draw(st.integers(0, 30)):
+    if seldom(draw, 30):
         dtype = draw(st.sampled_from([*DTYPES, "int32", "float16", "complex64", "object", ">f4", "bool"]))
-    if not draw(st.integers(0, 30)):
+    if seldom(draw, 30):
         shape = tuple(draw(st.lists(st.integers(0, 4), max_size=4)))
     steps = draw(st.tuples(*[st.sampled_from([1, 1, 1, 2, -1])] * len(shape)))
     numbers = np.random.default_rng(draw(st.integers(0, 99)))
     base = numbers.standard_normal([n * abs(step) for n, step in zip(shape, steps, strict=True)]).astype(dtype)
-    array = base[tuple(slice(None, None, step) for step in steps)]
+    array = np.asarray(base[tuple(slice(None, None, step) for step in steps)])
     layout = draw(st.integers(0, 4))
     if layout == 1:
         array = np.asfortranarray(array)
@@ -71,64 +135,161 @@ def arrays(draw: Any, shape: tuple[int, ...], dtype: Any) -> Any:
         if not array.dtype.hasobject:
             array = np.ndarray(array.shape, array.dtype, room.data, 1)
             array[...] = 0.25
-    elif layout == 3:
+    if special and array.size and str(array.dtype) in DTYPES and seldom(draw, 5):
+        value = draw(st.sampled_from([np.nan, np.finfo(array.dtype).smallest_subnormal, -0.0]))
+        array[tuple(draw(st.integers(0, n - 1)) for n in array.shape)] = value
+    if layout == 3:
         array.flags.writeable = False
     return array
 
 
 @st.composite
-def states(draw: Any, layer: Any, batch: int | None) -> Any:
-    if draw(st.integers(0, 2)) == 0:
-        return None
-    count = layer.num_layers * (2 if layer.bidirectional else 1)
-    shape = (count, layer.hidden_size) if batch is None else (count, batch, layer.hidden_size)
-    if isinstance(layer, rf.LSTM):
-        return (draw(arrays(shape, layer.dtype)), draw(arrays(shape, layer.dtype)))
-    return draw(arrays(shape, layer.dtype))
+def flags(draw: Any, shape: tuple[int, ...]) -> Any:
+    """A mask or resets."""
+    if seldom(draw, 20):
+        return draw(arrays(shape, "bool"))
+    return np.random.default_rng(draw(st.integers(0, 99))).random(shape) < draw(st.sampled_from([0.0, 0.3, 0.8, 1.0]))
+
+
+def sizes(layer: Any) -> tuple[int, ...]:
+    """Units of each layer."""
+    per_layer = isinstance(layer.hidden_size, tuple)
+    return layer.hidden_size if per_layer else (layer.hidden_size,) * layer.num_layers
 
 
 @st.composite
-def calls(draw: Any, layer: Any) -> dict[str, Any]:
+def states(draw: Any, layer: Any, batch: int | None) -> Any:
+    if draw(st.booleans()):
+        return None
+    directions, lead = 2 if layer.bidirectional else 1, () if batch is None else (batch,)
+
+    def part(size: Any) -> Any:
+        if isinstance(layer.hidden_size, tuple):
+            return tuple(draw(arrays((directions, *lead, units), layer.dtype)) for units in sizes(layer))
+        return draw(arrays((directions * layer.num_layers, *lead, size), layer.dtype))
+
+    h = part(layer.proj_size or layer.hidden_size)
+    return (h, part(layer.hidden_size)) if isinstance(layer, rf.LSTM) else h
+
+
+@st.composite
+def calls(draw: Any, layer: Any) -> tuple[list[Any], dict[str, Any]]:
+    """x, hx, grad_output, grad_state, lengths; and what else a call takes."""
     steps, batch = draw(st.integers(0, 6)), draw(st.none() | st.integers(0, 6))
     directions = 2 if layer.bidirectional else 1
     lead = (steps,) if batch is None else (batch, steps) if layer.batch_first else (steps, batch)
-    lengths = None
-    if draw(st.integers(0, 3)) == 0:
+    lengths, keywords = None, {}
+    if seldom(draw, 3):
         lengths = draw(mostly(st.lists(st.integers(0, steps), min_size=batch or 0, max_size=batch or 0)))
-    return {
-        "x": draw(arrays((*lead, layer.input_size), layer.dtype)),
-        "hx": draw(states(layer, batch)),
-        "grad_output": draw(st.none() | arrays((*lead, directions * layer.hidden_size), layer.dtype)),
-        "grad_state": draw(states(layer, batch)),
-        "lengths": lengths,
-    }
+    if seldom(draw, 4) and lengths is None:
+        keywords["mask"] = draw(mostly(flags(lead)))
+        keywords["masked_output"] = draw(mostly(st.sampled_from(["zero", "carry"])))
+    if seldom(draw, 4):
+        keywords["reset"], keywords["reset_to"] = draw(flags(lead)), draw(mostly(st.sampled_from(["zero", "initial"])))
+    for name in ("return_cell", "return_gates"):
+        if not isinstance(layer, rf.RNN) and seldom(draw, 4):
+            keywords[name] = draw(mostly(st.just(isinstance(layer, rf.LSTM) or name == "return_gates")))
+    width = directions * (layer.proj_size or sizes(layer)[-1])
+    positional = [
+        draw(arrays((*lead, layer.input_size), layer.dtype, special=True)),
+        draw(states(layer, batch)),
+        draw(st.none() | arrays((*lead, width), layer.dtype)),
+        draw(states(layer, batch)),
+        lengths,
+    ]
+    return positional, keywords
 
 
 @many
 @given(st.data())
 def test_any_arguments_are_refused_with_a_message_or_give_the_reference_s_result(data: Any) -> None:
-    cell, positional, options = data.draw(layers())
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # dropout of a single layer has no effect
-            layer = cell(*positional, **options)
-    except (TypeError, ValueError, MemoryError) as error:
-        assert str(error)
+    layer = data.draw(layers())
+    if isinstance(layer, Exception):
+        assert str(layer)
         event("layer refused")
         return
-    call = data.draw(calls(layer))
+    (x, hx, grad_output, grad_state, lengths), keywords = data.draw(calls(layer))
     with (
         exact_threads(data.draw(st.sampled_from([1, 1, 2]))),
         rf.use_isa(data.draw(st.sampled_from(rf.available_isas()))),
     ):
         try:
-            output, _ = layer(call["x"], call["hx"], lengths=call["lengths"])
-            *_, tape = layer.forward(call["x"], call["hx"], lengths=call["lengths"])
-            layer.backward(tape, call["grad_output"], call["grad_state"])
+            output, *_ = layer(x, hx, lengths=lengths, **keywords)
+            *_, tape = layer.forward(x, hx, lengths=lengths, **keywords)
+            layer.backward(tape, grad_output, grad_state)
         except (TypeError, ValueError) as error:
             assert str(error)
             event("call refused")
             return
-        np.testing.assert_array_equal(layer.freeze()(call["x"], call["hx"], lengths=call["lengths"])[0], output)
-        compare_layer(layer, *call.values())
-        event("equal to the reference")
+        np.testing.assert_array_equal(layer.freeze()(x, hx, lengths=lengths, **keywords)[0], output)
+        arguments = [x, hx, grad_output, grad_state, lengths]
+        got, masks = layer_results(layer, *arguments, **keywords)
+    want = reference_results(layer, *arguments, masks=masks, **keywords)
+    moved = sensitivity(layer, arguments, masks, want, **keywords)
+    if moved > 20:  # a kink: rounding alone decides
+        event("not well posed")
+        return
+    compare_results(layer, x, got, want, slack=max(1.0, moved / 0.2))
+    event("equal to the reference")
+
+
+@many
+@given(st.data())
+def test_any_steps_are_refused_with_a_message_or_equal_the_whole_sequence(data: Any) -> None:
+    layer = data.draw(layers())
+    if isinstance(layer, Exception):
+        return
+    try:
+        stream = layer.freeze().stream(batch := data.draw(mostly(st.integers(1, 4))))
+    except (TypeError, ValueError, MemoryError) as error:
+        assert str(error)
+        event("stream refused")
+        return
+    taken, outputs = [], []
+    for _ in range(data.draw(st.integers(0, 6))):
+        x_t = data.draw(arrays((batch, layer.input_size), layer.dtype))
+        shape = (batch, layer.proj_size or sizes(layer)[-1])
+        out = data.draw(arrays(shape, layer.dtype)) if data.draw(st.booleans()) else None
+        try:
+            outputs.append(stream.step(x_t, out).copy())
+            taken.append(np.array(x_t).reshape(batch, -1) if batch == 1 else np.array(x_t))
+        except (TypeError, ValueError) as error:
+            assert str(error)
+            event("step refused")
+        try:  # whatever is wrong with it, the state is what it was; what is right would change it
+            stream.state = data.draw(JUNK)
+        except (TypeError, ValueError) as error:
+            assert str(error)
+    if not taken:
+        return
+    x = np.stack(taken, axis=0)
+    want, state = layer(x.swapaxes(0, 1) if layer.batch_first else x)
+    want = want.swapaxes(0, 1) if layer.batch_first else want
+    np.testing.assert_array_equal(np.reshape(outputs, want.shape), want)
+    np.testing.assert_equal(stream.state, state)
+    try:
+        stream.reset(data.draw(JUNK | st.lists(st.integers(-2, 5), max_size=3)))
+    except (TypeError, ValueError, IndexError) as error:
+        assert str(error)
+    event("steps equal the sequence")
+
+
+@many
+@given(st.data())
+def test_any_state_dict_is_refused_with_a_message_or_loaded(data: Any) -> None:
+    layer = data.draw(layers())
+    if isinstance(layer, Exception):
+        return
+    before = layer.state_dict()
+    wanted = {
+        name: data.draw(arrays(array.shape, layer.dtype)) for name, array in before.items() if data.draw(st.booleans())
+    }
+    try:
+        layer.load_state_dict(data.draw(mostly(st.just(wanted))), strict=data.draw(mostly(st.booleans())))
+    except (TypeError, ValueError) as error:
+        assert str(error)
+        for name, array in layer.parameters.items():  # nothing half-done
+            np.testing.assert_array_equal(array, before[name])
+        event("state_dict refused")
+        return
+    event("loaded")
