@@ -224,6 +224,7 @@ def test_any_arguments_are_refused_with_a_message_or_give_the_reference_s_result
         np.testing.assert_array_equal(layer.freeze()(x, hx, lengths=lengths, **keywords)[0], output)
         arguments = [x, hx, grad_output, grad_state, lengths]
         got, masks = layer_results(layer, *arguments, **keywords)
+    arguments[0] = np.where(np.abs(x) < np.finfo(x.dtype).smallest_normal, 0, x)  # inside a call denormals are zeros
     want = reference_results(layer, *arguments, masks=masks, **keywords)
     moved = sensitivity(layer, arguments, masks, want, **keywords)
     if moved > 20:  # a kink: rounding alone decides
@@ -245,14 +246,13 @@ def test_any_steps_are_refused_with_a_message_or_equal_the_whole_sequence(data: 
         assert str(error)
         event("stream refused")
         return
-    taken, outputs = [], []
+    taken, outputs, shape = [], [], (batch, layer.proj_size or sizes(layer)[-1])
     for _ in range(data.draw(st.integers(0, 6))):
         x_t = data.draw(arrays((batch, layer.input_size), layer.dtype))
-        shape = (batch, layer.proj_size or sizes(layer)[-1])
         out = data.draw(arrays(shape, layer.dtype)) if data.draw(st.booleans()) else None
         try:
-            outputs.append(stream.step(x_t, out).copy())
-            taken.append(np.array(x_t).reshape(batch, -1) if batch == 1 else np.array(x_t))
+            outputs.append(stream.step(x_t, out).reshape(shape).copy())
+            taken.append(np.reshape(x_t, (batch, layer.input_size)))  # of a single row both forms are right
         except (TypeError, ValueError) as error:
             assert str(error)
             event("step refused")
@@ -262,10 +262,10 @@ def test_any_steps_are_refused_with_a_message_or_equal_the_whole_sequence(data: 
             assert str(error)
     if not taken:
         return
-    x = np.stack(taken, axis=0)
+    x = np.stack(taken)
     want, state = layer(x.swapaxes(0, 1) if layer.batch_first else x)
     want = want.swapaxes(0, 1) if layer.batch_first else want
-    np.testing.assert_array_equal(np.reshape(outputs, want.shape), want)
+    np.testing.assert_array_equal(outputs, want)
     np.testing.assert_equal(stream.state, state)
     try:
         stream.reset(data.draw(JUNK | st.lists(st.integers(-2, 5), max_size=3)))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import rnnfast as rf
-from oracle import compare_layer, exact_threads
+from oracle import compare_layer, compare_results, exact_threads, layer_results
 
 CELLS = {"RNN": rf.RNN, "LSTM": rf.LSTM, "GRU": rf.GRU}
 DTYPES = ["float32", "float64"]
@@ -155,6 +155,25 @@ def test_denormal_inputs_count_as_zeros(isa: str, cell: Any, dtype: str) -> None
         np.testing.assert_array_equal(grads.parameters[name], value)
 
 
+@each_dtype
+@each_cell
+def test_denormal_weights_count_as_zeros(isa: str, cell: Any, dtype: str) -> None:
+    layers = [cell(I, H, 2, bidirectional=True, dtype=dtype, seed=0) for _ in range(2)]
+    for layer, value in zip(layers, (np.finfo(dtype).smallest_normal / 4, 0), strict=True):
+        for parameter in layer.parameters.values():
+            parameter[...] = value
+    arguments = (sample(T, B, I, dtype=dtype), states(layers[0], B, dtype), sample(T, B, 2 * H, dtype=dtype, seed=1))
+    results = []
+    for layer in layers:
+        output, state, tape = layer.forward(*arguments[:2])
+        grads = layer.backward(tape, arguments[2])
+        np.testing.assert_array_equal(layer.freeze()(*arguments[:2])[0], output)
+        results.append([output, *parts(state), grads.input, *parts(grads.state), *grads.parameters.values()])
+    assert any(value.any() for value in results[0])
+    for tiny, zero in zip(*results, strict=True):
+        np.testing.assert_array_equal(tiny, zero)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @each_dtype
 @each_cell
@@ -192,6 +211,53 @@ def test_no_call_raises_floating_point_warnings(isa: str, dtype: str) -> None:
         warnings.simplefilter("error")
         output, _, tape = layer.forward(x)
         layer.backward(tape, np.full_like(output, np.inf))
+
+
+# --- long and wide ---
+
+
+@each_cell
+def test_a_hundred_thousand_steps(cell: Any) -> None:
+    """Kept or computed again, at once or in pieces: the same bits, close to those in float64."""
+    steps = 100_000
+    x, grad_output = sample(steps, 1, 2, dtype="float32"), sample(steps, 1, 4, dtype="float32", seed=1)
+    plain, again = (cell(2, 4, recompute=segments, seed=0) for segments in (None, 300))
+    output, state, tape = plain.forward(x)
+    others = again.forward(x)
+    assert others[0].tobytes() == output.tobytes()
+    # 300 segments: the gates of one, and where each starts, which only an LSTM has to keep; h is the output.
+    assert others[2].nbytes < tape.nbytes / 50 or cell is rf.RNN
+    grads, others_grads = plain.backward(tape, grad_output), again.backward(others[2], grad_output)
+    assert others_grads.input.tobytes() == grads.input.tobytes()
+    for name, value in grads.parameters.items():
+        assert others_grads.parameters[name].tobytes() == value.tobytes(), name
+    hx = None
+    for begin in range(0, steps, 30_000):
+        piece, hx = plain(x[begin : begin + 30_000], hx)
+        assert piece.tobytes() == output[begin : begin + 30_000].tobytes()
+    for got, want in zip(parts(hx), parts(state), strict=True):
+        assert got.tobytes() == want.tobytes()
+    exact = cell(2, 4, dtype="float64", seed=0)
+    exact.load_state_dict(plain.state_dict())
+    got, _ = layer_results(again, x, None, grad_output, None)
+    want, _ = layer_results(exact, x.astype("float64"), None, grad_output.astype("float64"), None)
+    compare_results(again, x, got, want)
+
+
+@each_cell
+def test_ten_thousand_rows(cell: Any) -> None:
+    batch = 10_000
+    layer = cell(I, H, seed=0)
+    x, hx = sample(3, batch, I, dtype="float32"), states(layer, batch, "float32")
+    compare_layer(layer, x, hx, sample(3, batch, H, dtype="float32", seed=1), states(layer, batch, "float32", seed=5))
+    whole = layer(x, hx)[0]
+    for row in (0, 4_999, 9_999):
+        alone, _ = layer(x[:, row : row + 1], one_row(hx, row))
+        assert alone.tobytes() == whole[:, row : row + 1].tobytes()
+
+
+def one_row(state: Any, row: int) -> Any:
+    return tuple(one_row(part, row) for part in state) if isinstance(state, tuple) else state[:, row : row + 1]
 
 
 # --- nothing at all ---
