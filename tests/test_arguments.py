@@ -115,8 +115,8 @@ def layers(draw: Any) -> Any:
 
 
 @st.composite
-def arrays(draw: Any, shape: tuple[int, ...], dtype: Any, special: bool = False) -> Any:
-    """Of that shape and dtype, laid out in any way; seldom of another."""
+def arrays(draw: Any, shape: tuple[int, ...], dtype: Any, special: tuple[float, ...] = ()) -> Any:
+    """Of that shape and dtype, laid out in any way; seldom of another. `special`: numbers to appear now and then."""
     if seldom(draw, 30):
         return draw(JUNK)
     if seldom(draw, 30):
@@ -136,8 +136,7 @@ def arrays(draw: Any, shape: tuple[int, ...], dtype: Any, special: bool = False)
             array = np.ndarray(array.shape, array.dtype, room.data, 1)
             array[...] = 0.25
     if special and array.size and str(array.dtype) in DTYPES and seldom(draw, 5):
-        value = draw(st.sampled_from([np.nan, np.finfo(array.dtype).smallest_subnormal, -0.0]))
-        array[tuple(draw(st.integers(0, n - 1)) for n in array.shape)] = value
+        array[tuple(draw(st.integers(0, n - 1)) for n in array.shape)] = draw(st.sampled_from(special))
     if layout == 3:
         array.flags.writeable = False
     return array
@@ -155,6 +154,15 @@ def sizes(layer: Any) -> tuple[int, ...]:
     """Units of each layer."""
     per_layer = isinstance(layer.hidden_size, tuple)
     return layer.hidden_size if per_layer else (layer.hidden_size,) * layer.num_layers
+
+
+def specials(layer: Any) -> tuple[float, ...]:
+    """NaN where the gradient of everything is smooth: on which side of a kink it is nobody says."""
+    smooth = layer.clip is None and not (
+        {layer.activation, layer.recurrent_activation, layer.output_activation}
+        - {rf.Activation("tanh"), rf.Activation("sigmoid"), None}
+    )
+    return -0.0, float(np.finfo(layer.dtype).smallest_subnormal), *((np.nan,) if smooth else ())
 
 
 @st.composite
@@ -191,7 +199,7 @@ def calls(draw: Any, layer: Any) -> tuple[list[Any], dict[str, Any]]:
             keywords[name] = draw(mostly(st.just(isinstance(layer, rf.LSTM) or name == "return_gates")))
     width = directions * (layer.proj_size or sizes(layer)[-1])
     positional = [
-        draw(arrays((*lead, layer.input_size), layer.dtype, special=True)),
+        draw(arrays((*lead, layer.input_size), layer.dtype, specials(layer))),
         draw(states(layer, batch)),
         draw(st.none() | arrays((*lead, width), layer.dtype)),
         draw(states(layer, batch)),
