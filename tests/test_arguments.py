@@ -157,12 +157,13 @@ def sizes(layer: Any) -> tuple[int, ...]:
 
 
 def specials(layer: Any) -> tuple[float, ...]:
-    """NaN where the gradient of everything is smooth: on which side of a kink it is nobody says."""
-    smooth = layer.clip is None and not (
-        {layer.activation, layer.recurrent_activation, layer.output_activation}
-        - {rf.Activation("tanh"), rf.Activation("sigmoid"), None}
-    )
-    return -0.0, float(np.finfo(layer.dtype).smallest_subnormal), *((np.nan,) if smooth else ())
+    """NaN only where the reference gives it back: not at kinks, on which side of it is nobody says, and not where
+    dropout takes an element out, which the kernels set to 0 and the reference multiplies by 0."""
+    smooth = {layer.activation, layer.recurrent_activation, layer.output_activation} <= {
+        rf.Activation("tanh"), rf.Activation("sigmoid"), None
+    }  # fmt: skip
+    options = (layer.clip, layer.dropout, layer.zoneout, layer.recurrent_dropout, layer.input_dropout, layer.grad_clip)
+    return -0.0, float(np.finfo(layer.dtype).smallest_subnormal), *((np.nan,) if smooth and not any(options) else ())
 
 
 @st.composite
