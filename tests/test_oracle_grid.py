@@ -193,7 +193,7 @@ def sensitivity(layer: Any, arguments: list[Any], masks: Any, want: Results, **c
         fractions.append(largest(other.outputs[name] - value) / tolerance)
     for name, value in want.gradients.items():
         if difference := largest(other.gradients[name] - value):
-            fractions.append(difference / (allowed.gradient * largest(value)))
+            fractions.append(difference / (allowed.gradient * largest(value)) if largest(value) else np.inf)
     return max(fractions)
 
 

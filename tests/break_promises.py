@@ -1,0 +1,137 @@
+"""Would a test notice if a promise of docs/reliability.md were broken?
+
+    python tests/break_promises.py [words of promises]
+
+Breaks one promise after another in a copy of the project, builds the copy, and runs the tests that its row names, which
+have to fail. Takes about half an hour; not part of the tests. What only kernels can break is in mutate.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+SOURCE = Path(__file__).resolve().parents[1]
+
+
+class Break(NamedTuple):
+    promise: str
+    file: str
+    before: str  # text that occurs in it; at its first occurrence comes
+    after: str
+    tests: str  # for pytest
+
+
+PROCESSES, SPECIAL = "tests/test_processes.py -k ", "tests/test_special_values.py -k "
+BREAKS = [
+    Break("wrong calls of the C++ interface are refused", "csrc/dispatch.cpp",
+          'require(pass.threads != 0, "threads is 0");', "", "tests/test_build.py -k replayed"),
+    Break("wrong arguments give a TypeError or ValueError", "python/rnnfast/_check.py",
+          'raise TypeError(f"{name} must be True or False, got {_described(value)}")', "assert False",
+          "tests/test_arguments.py"),
+    Break("other arguments give the reference's result", "python/rnnfast/_check.py",
+          "return array.astype(np.int64)", "return np.minimum(array.astype(np.int64), 3)", "tests/test_arguments.py"),
+    Break("Python threads may share a frozen layer", "csrc/dispatch.cpp",
+          "alignas(64) unsigned char near_[16384];", "alignas(64) static inline unsigned char near_[16384];",
+          PROCESSES + "eight"),
+    Break("Python threads may have streams of their own", "csrc/bindings.cpp",
+          "py::gil_scoped_release unlocked;\n      entry_->forward(call_, scratch_.data());",
+          "py::gil_scoped_release unlocked;\n      static rf::Memory shared(1 << 24);\n"
+          "      entry_->forward(call_, shared.data());", PROCESSES + "eight"),
+    Break("the number of threads may be changed while passes run", "csrc/threads.cpp",
+          "task(context, 0, count);", "task(context, 0, rnnfast::get_num_threads(count));", PROCESSES + "changed"),
+    Break("no more threads than were asked for", "csrc/threads.cpp",
+          "if (!lock) return false;", "if (!lock) return (new Pool)->run(threads, task, context);",
+          PROCESSES + "no_more"),
+    Break("a fork finishes: the pool", "csrc/threads.cpp",
+          "current_pool.store(nullptr);", "", "tests/test_threads.py -k 'fork and pool'"),
+    Break("a fork finishes: OpenMP", "csrc/threads.cpp",
+          "forked.store(true);", "", "tests/test_threads.py -k 'fork and openmp'"),
+    Break("torch and rnnfast have one OpenMP runtime", "python/rnnfast/__init__.py", "from . import _core",
+          "import ctypes, ctypes.util, os, shutil, tempfile\n"
+          "path = next(line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line)\\\n"
+          "    if 'libgomp' in open('/proc/self/maps').read() else '/usr/lib/x86_64-linux-gnu/libgomp.so.1'\n"
+          "ctypes.CDLL(shutil.copy(path, os.path.join(tempfile.mkdtemp(), 'libgomp-another.so')))\n"
+          "from . import _core", PROCESSES + "torch_and"),
+    Break("no memory is lost", "csrc/memory.h",
+          "void operator()(void* p) const { ::operator delete(p, std::align_val_t{alignment}); }",
+          "void operator()(void* p) const { (void)p; }", "tests/test_memory.py -k grows"),
+    Break("running out of memory is a MemoryError", "csrc/memory.h",
+          "void allocate(size_t bytes) {", "void allocate(size_t bytes) noexcept {", "tests/test_memory.py -k running"),
+    Break("peak memory follows the formulas", "csrc/bindings.cpp",
+          "      tape_.allocate(bytes);", "      tape_.allocate(2 * bytes); std::memset(tape_.data(), 0, 2 * bytes);",
+          "tests/test_memory.py -k 'peak or tape'"),
+    Break("a hostile file uses no memory", "python/rnnfast/_io.py",
+          "if info.file_size > self.INFLATION * info.compress_size:", "if False:", "tests/test_files.py"),
+    Break("a file's members are what they claim", "python/rnnfast/_io.py",
+          "if info.file_size != header + math.prod(shape) * dtype.itemsize:", "if False:", "tests/test_files.py"),
+    Break("no pickles", "python/rnnfast/_io.py",
+          "np.lib.format.read_array(member, allow_pickle=False)", "np.lib.format.read_array(member, allow_pickle=True)",
+          "tests/test_errors.py -k pickles"),
+    Break("the floating-point state is what it was", "csrc/kernel/simd.h",
+          "~DenormalMode() { _mm_setcsr(before_); }", "~DenormalMode() {}", SPECIAL + "leaves"),
+    Break("denormal numbers count as zeros", "csrc/kernel/simd.h",
+          "static constexpr unsigned bits_ = 0x8040;", "static constexpr unsigned bits_ = 0;", SPECIAL + "denormal"),
+    Break("NaN comes out as NaN", "csrc/kernel/math.h",
+          "const vec<T> a = magnitude > splat(Constants<T>::tanh_high) ? splat(Constants<T>::tanh_high) : magnitude;",
+          "const vec<T> a = magnitude < splat(Constants<T>::tanh_high) ? magnitude : splat(Constants<T>::tanh_high);",
+          SPECIAL + "nan"),
+    Break("NaN stays in its row", "csrc/kernel/gemm.h",
+          "const vec<T> x = splat(a[r][k * AStep]);",
+          "const vec<T> x = splat(a[r][k * AStep] + T(0) * a[Rows - 1 - r][k * AStep]);", SPECIAL + "a_row"),
+    Break("empty sizes", "csrc/bindings.cpp",
+          "if (!spec_.hidden_size) return;\n    run_interruptibly([&] { return rf::forward",
+          "if (!spec_.hidden_size || !call_.steps) return;\n    run_interruptibly([&] { return rf::forward",
+          SPECIAL + "empty"),
+    Break("segments give the same bits over long sequences", "csrc/kernel/forward.h",
+          "j % segment_steps(pass_) == 0", "j % segment_steps(pass_) == 1", SPECIAL + "hundred_thousand"),
+]  # fmt: skip
+
+
+def build(project: Path, site: Path) -> None:
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--upgrade"]
+    command += [f"-Cbuild-dir={project / 'build/promises'}", "--target", str(site), str(project)]
+    subprocess.run(command, check=True)
+
+
+def noticed(project: Path, site: Path, tests: str) -> bool:
+    """Whether the tests fail. That there are none of these names is an error."""
+    command = f"{sys.executable} -m pytest -q -x -n 0 -p no:cacheprovider {tests}"
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run(command, shell=True, cwd=project, env=environment, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        sys.exit(f"{command} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.returncode == 1
+
+
+def main() -> None:
+    chosen = [entry for entry in BREAKS if all(word in entry.promise for word in sys.argv[1:])]
+    kept = []
+    with tempfile.TemporaryDirectory() as name:
+        project, site = Path(name) / "project", Path(name) / "site"
+        shutil.copytree(SOURCE, project, ignore=shutil.ignore_patterns("build", ".git"))
+        build(project, site)
+        for entry in chosen:
+            path = project / entry.file
+            text = path.read_text(encoding="utf-8")
+            if entry.before not in text:
+                sys.exit(f"{entry.file} no longer has: {entry.before}")
+            if noticed(project, site, entry.tests):
+                sys.exit(f"these fail already: {entry.tests}")
+            path.write_text(text.replace(entry.before, entry.after, 1), encoding="utf-8")
+            build(project, site)
+            found = noticed(project, site, entry.tests)
+            path.write_text(text, encoding="utf-8")
+            build(project, site)
+            kept += [] if found else [entry.promise]
+            print(f"{'noticed' if found else 'NOT NOTICED':12} {entry.promise}: {entry.tests}", flush=True)
+    print(f"{len(chosen) - len(kept)} of {len(chosen)} noticed")
+
+
+if __name__ == "__main__":
+    main()
