@@ -17,8 +17,8 @@ import rnnfast as rf
 from oracle import compare_results, exact_threads, layer_results, reference_results
 from test_oracle_grid import sensitivity
 
-EXAMPLES = int(os.environ.get("RNNFAST_EXAMPLES", "150"))
-many = settings(max_examples=EXAMPLES, derandomize=EXAMPLES <= 150, suppress_health_check=list(HealthCheck))
+EXAMPLES = int(os.environ.get("RNNFAST_EXAMPLES", "200"))
+many = settings(max_examples=EXAMPLES, derandomize=EXAMPLES <= 200, suppress_health_check=list(HealthCheck))
 
 JUNK = st.sampled_from(
     [None, "", "x", b"x", -1, 0, 2**40, 2**70, 1.5, np.nan, np.inf, True, [], [1], (), {}, object(), np.float32(2),
@@ -26,6 +26,9 @@ JUNK = st.sampled_from(
 )  # fmt: skip
 DTYPES = ["float32", "float64"]
 CELLS = [rf.RNN, rf.LSTM, rf.GRU]
+# Not ranges, of which small numbers are drawn most of the time.
+SIZES = st.sampled_from([3, 5, 1, 2, 4, 6, 0])
+UNITS = st.sampled_from([4, 7, 1, 2, 16, 5, 9, 20, 0])
 
 
 def seldom(draw: Any, n: int) -> bool:
@@ -101,11 +104,11 @@ def layers(draw: Any) -> Any:
         chosen[name] = draw(mostly(SPECIAL[name]))
     if seldom(draw, 40):  # another cell's
         chosen["peepholes" if cell is not rf.LSTM else "reset_after"] = True
-    hidden: Any = st.integers(0, 20)
+    hidden: Any = UNITS
     if seldom(draw, 7):
         chosen["num_layers"] = draw(st.integers(1, 3))
         hidden = st.tuples(*[st.integers(1, 9)] * chosen["num_layers"])
-    positional = (draw(mostly(st.integers(0, 9))), draw(mostly(hidden)))
+    positional = (draw(mostly(SIZES)), draw(mostly(hidden)))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # dropout of a single layer has no effect
@@ -184,12 +187,12 @@ def states(draw: Any, layer: Any, batch: int | None) -> Any:
 @st.composite
 def calls(draw: Any, layer: Any) -> tuple[list[Any], dict[str, Any]]:
     """x, hx, grad_output, grad_state, lengths; and what else a call takes."""
-    steps, batch = draw(st.integers(0, 6)), draw(st.none() | st.integers(0, 6))
+    steps, batch = draw(SIZES), draw(st.sampled_from([True, True, False]).flatmap(lambda b: SIZES if b else st.none()))
     directions = 2 if layer.bidirectional else 1
     lead = (steps,) if batch is None else (batch, steps) if layer.batch_first else (steps, batch)
     lengths, keywords = None, {}
-    if seldom(draw, 3):
-        lengths = draw(mostly(st.lists(st.integers(0, steps), min_size=batch or 0, max_size=batch or 0)))
+    if seldom(draw, 2):
+        lengths = draw(mostly(st.lists(SIZES.map(lambda n: min(n, steps)), min_size=batch or 0, max_size=batch or 0)))
     if seldom(draw, 4) and lengths is None:
         keywords["mask"] = draw(mostly(flags(lead)))
         keywords["masked_output"] = draw(mostly(st.sampled_from(["zero", "carry"])))
@@ -256,7 +259,7 @@ def test_any_steps_are_refused_with_a_message_or_equal_the_whole_sequence(data: 
         event("stream refused")
         return
     taken, outputs, shape = [], [], (batch, layer.proj_size or sizes(layer)[-1])
-    for _ in range(data.draw(st.integers(0, 6))):
+    for _ in range(data.draw(SIZES)):
         x_t = data.draw(arrays((batch, layer.input_size), layer.dtype))
         out = data.draw(arrays(shape, layer.dtype)) if data.draw(st.booleans()) else None
         try:
