@@ -59,18 +59,18 @@ void run_kernels(const KernelTable& table, const Case& c, Pass<T>& pass, Side si
     packed.protect();
     pass.forward.packed = packed.data();
   }
-  if (!c.in_place) {
+  if (c.trains()) {
     tape = workspace(tape_bytes(table, pass.forward), side, fill);
     pass.forward.tape = tape.data();
   }
   if (!c.hidden_size) {  // for an empty layer the entries are not called, as in the bindings: only the API is
     forward(table, pass.forward);
-    if (!c.in_place) backward(table, pass.backward);
+    if (c.trains()) backward(table, pass.backward);
     return;
   }
   const auto forward_scratch = workspace(kernels.forward_scratch(pass.forward), side, fill);
   kernels.forward(pass.forward, forward_scratch.data());
-  if (c.in_place) return;
+  if (!c.trains()) return;
   tape.protect();
   const auto backward_scratch = workspace(kernels.backward_scratch(pass.backward), side, fill);
   kernels.backward(pass.backward, backward_scratch.data());
@@ -83,8 +83,8 @@ template <class T> std::string compare(const KernelTable& table, const Case& c, 
   Pass<T> pass(c, in, got), plain_pass(c, in, want);
   run_kernels(table, c, pass, side, fill);
   Plain<T> plain(table, plain_pass.forward);
-  plain.forward(!c.in_place);
-  if (!c.in_place) plain.backward(plain_pass.backward);
+  plain.forward(c.trains());
+  if (c.trains()) plain.backward(plain_pass.backward);
   return difference(got, want, fill);
 }
 

@@ -21,7 +21,7 @@ std::vector<Case> cases_of(Cell cell) {
   Case small = make(cell, 1, 1, 1, 1), ragged = make(cell, 7, 3, 5, 17), plain = make(cell, 5, 17, 33, 31),
        wide = make(cell, 3, 2, 64, 65);
   ragged.layers = ragged.directions = 2;
-  ragged.relu = cell == Cell::rnn;
+  if (cell == Cell::rnn) make_relu(ragged);
   ragged.dropout = cell == Cell::lstm ? 0.5 : 0;
   for (int64_t b = 0; b < ragged.batch; ++b) ragged.lengths.push_back((b * 3 + 1) % (ragged.steps + 1));
   plain.without = no_bias;

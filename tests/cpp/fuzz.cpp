@@ -8,6 +8,7 @@
 #include <iterator>
 
 #include "compare.h"
+#include "draw.h"
 
 namespace {
 
@@ -34,13 +35,14 @@ Case decode(Bytes& bytes) {
   Case c;
   c.cell = static_cast<Cell>(bytes.below(cells));
   c.dtype = static_cast<Dtype>(bytes.below(dtypes));
-  c.relu = c.cell == Cell::rnn && bytes.one_in(2);
+  if (c.cell == Cell::rnn && bytes.one_in(2)) make_relu(c);
   c.hidden_size = bytes.below(bytes.one_in(8) ? 140 : 36);
   c.input_size = bytes.below(bytes.one_in(8) ? 70 : 20);
   c.batch = bytes.below(bytes.one_in(8) ? 40 : 8);
   c.steps = bytes.below(bytes.one_in(8) ? 250 : 8);
   c.layers = 1 + bytes.below(3), c.directions = 1 + bytes.below(2);
-  const int64_t row = c.cells() * c.rows() * (std::max(c.input_size, c.width()) + c.hidden_size + 1);
+  const int64_t row =
+      c.count() * gates_of(c.cell) * c.hidden_size * (std::max(c.input_size, c.width()) + c.hidden_size + 1);
   c.steps = std::min(c.steps, 400000 / (row + 1) + 1);
   c.batch = std::min(c.batch, 400000 / (row * std::max<int64_t>(c.steps, 1) + 1) + 1);
   if (bytes.one_in(2))
@@ -54,6 +56,7 @@ Case decode(Bytes& bytes) {
   c.threads = bytes.one_in(16) ? 1 + static_cast<int>(bytes.below(4)) : 1;
   if (bytes.one_in(3)) c.specials = 1 << bytes.below(9);
   c.numbers = static_cast<uint64_t>(bytes.below(256) * 256 + bytes.below(256));
+  draw_options(bytes, c);
   return c;
 }
 
@@ -190,7 +193,7 @@ void replay(const std::string& path) {
 void run_random(uint64_t count) {
   for (uint64_t seed = 1; seed <= count; ++seed) {
     Numbers numbers(seed, 0);
-    uint8_t data[96];
+    uint8_t data[128];
     for (uint8_t& byte : data) byte = static_cast<uint8_t>((numbers.next<double>() + 0.5) * 256);
     LLVMFuzzerTestOneInput(data, sizeof data);
   }
