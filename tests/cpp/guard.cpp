@@ -145,15 +145,16 @@ void any_values(Checker& checker) {
     }
 }
 
-// Options one by one, then any of them together, in layers of all kinds.
+// Any options together, in layers of all kinds; some have more rows than one block.
 void options(Checker& checker) {
   uint64_t k = 0;
   for (Cell cell : every_cell)
-    for (int n = 0; n < 500; ++n) {
+    for (int n = 0; n < 400; ++n) {
       Numbers draw(++k, 0);
       Case c;
       c.cell = cell, c.numbers = k;
-      c.steps = 1 + draw.below(6), c.batch = 1 + draw.below(k % 8 ? 5 : 30);
+      const bool is_long = k % 16 == 0, is_wide = k % 16 == 8;
+      c.steps = 1 + draw.below(is_long ? 220 : 6), c.batch = 1 + draw.below(is_long ? 2 : is_wide ? 30 : 5);
       c.input_size = ragged[draw.below(9)], c.hidden_size = ragged[draw.below(13)];
       c.layers = 1 + draw.below(3), c.directions = 1 + draw.below(2);
       for (int64_t b = 0; b < c.batch && k % 3 == 0; ++b) c.lengths.push_back(draw.below(c.steps + 1));
