@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "plain_cell.h"
+#include "plain_gradients.h"
 #include "plain_rows.h"
 
 namespace rnnfast {
@@ -44,6 +45,7 @@ template <class T> class Plain {
   using Columns = PlainColumns<T>;
   using State = typename PlainCell<T>::State;
   using Moments = PlainMoments<T>;
+  using Shares = PlainShares<T>;
 
   // One layer and direction, with what it leaves for the layer above and for backward.
   struct Layer {
@@ -279,16 +281,6 @@ template <class T> class Plain {
 
   // --- backward ---
 
-  // What a row has to do with the gradients of the parameters: the operands of the products and the gradients by them,
-  // and its shares of the others.
-  struct Row {
-    int64_t t, b;
-    Values x, h, reset_h, m;             // [I], [S], [H], [H]: what enters W, U, U of GRU's n, and W_hr
-    Values d_x_sums, d_h_sums, d_h;      // [G*H], [G*H], [S]: by W x, by U h, by h
-    Values b_ih, b_hh, ch;               // [G*H], [G*H], [3*H]
-    Values ln_ih, ln_hh, ln_c, ln_bias;  // [G*H], [G*H], [H], [H]
-  };
-
   Values backward_layer(const Backward& call, const Layer& n, const Values& d_y) const {
     Values d_x(at(p_.steps, 0, n.I));
     std::vector<States> d;        // of each sequence: by the state that the scan has come back to,
@@ -300,9 +292,9 @@ template <class T> class Plain {
       d.push_back(last.start == PlainStart::previous || (initial && !last.takes_part) ? final : none);
       d_first.push_back(initial && last.takes_part ? final : none);
     }
-    WeightSums sums(*this, n);
+    PlainGradients<T> sums(math_, s_, n.l);
     const int64_t batch = std::max<int64_t>(1, p_.batch), block = (192 + batch - 1) / batch;
-    std::vector<Row> rows;
+    std::vector<Shares> rows;
     for (int64_t s = p_.batch ? p_.steps - 1 : -1; s >= 0; --s) {
       const int64_t t = n.rows.time(s);
       for (int64_t b = 0; b < p_.batch; ++b) {
@@ -349,69 +341,58 @@ template <class T> class Plain {
   }
 
   // `d` is the gradient by the row's new state and becomes that by the state before.
-  Row backward_row(const Backward& call, const Layer& n, int64_t t, int64_t b, const Values& d_y, States& d) const {
+  Shares backward_row(const Backward& call, const Layer& n, int64_t t, int64_t b, const Values& d_y, States& d) const {
     const States prev = before(n, n.rows.at(t, b), b);
-    const Columns* a = n.a.data() + at(t, b, n.H);
-    Row r = make_row(n, t, b, prev);
+    Shares r = operands(n, t, b, prev);
     for (int64_t k = 0; k < n.S; ++k) r.d_h[size(k)] = total_d_h(call, n, t, b, k, d_y, d.h[size(k)]);
-    // By o * tanh(c), where that is projected.
-    Values d_m = r.d_h;
+    Values d_m = r.d_h;  // by h before it is projected
     if (s_.proj_size) {
-      d_m.resize(size(n.H));
-      for (int64_t u = 0; u < n.H; ++u) {
-        T sum = 0;
-        for (int64_t k = 0; k < n.S; ++k) sum = math_.fma(r.d_h[size(k)], numbers(n.w->weight_hr)[k * n.H + u], sum);
-        d_m[size(u)] = sum;
-      }
+      d_m = unproject(n, r.d_h);
       std::fill(d.h.begin(), d.h.end(), T(0));
     }
     std::vector<Columns> da(size(n.H));
     if (s_.layer_norm && has_c(cell_)) output_backward(n, t, b, d_m, r, d.c, da);
     for (int64_t u = 0; u < n.H; ++u) {
       const size_t i = size(u);
-      const State direct =
-          cell_backward(n, t, b, u, {s_.proj_size ? T(0) : prev.h[i], prev.c[i]}, {d_m[i], d.c[i]}, da[i], r);
+      const State from{s_.proj_size ? T(0) : prev.h[i], prev.c[i]};
+      const State direct = cell_backward(n, t, b, u, from, {d_m[i], d.c[i]}, da[i], r);
       if (!s_.proj_size) d.h[i] = direct.h;
       d.c[i] = direct.c;
     }
+    share_columns(n, da, r);
+    const Values d_operand = n.cell.reset_before ? reset_backward(n, t, b, da, r) : Values();
+    r.d_x_sums = r.b_ih, r.d_h_sums = r.b_hh;
     if (s_.layer_norm) {
-      share_columns(n, da, r);
       sums_backward(n, t, b, false, da, r.d_x_sums, r.ln_ih);
       sums_backward(n, t, b, true, da, r.d_h_sums, r.ln_hh);
-    } else if (n.cell.reset_before) {
-      operand_backward(n, b, a, prev, da, r, d.h);
-      return r;
-    } else {
-      share_columns(n, da, r);
-      r.d_x_sums = r.b_ih, r.d_h_sums = r.b_hh;
     }
-    add_operand_gradient(n, b, [&](int64_t k) { return unit_sum(n, r.d_h_sums, n.w->weight_hh, n.S, k, 0, G_); }, d.h);
+    const T* mask = recurrent_mask(n, b);
+    for (int64_t k = 0; k < n.S; ++k) {
+      T by_operand = unit_sum(n, r.d_h_sums, n.w->weight_hh, n.S, k, 0, n.cell.reset_before ? 2 : G_);
+      if (n.cell.reset_before) by_operand += d_operand[size(k)];
+      d.h[size(k)] += mask ? by_operand * mask[k] : by_operand;
+    }
     return r;
   }
 
-  Row make_row(const Layer& n, int64_t t, int64_t b, const States& prev) const {
+  // What went into the products.
+  Shares operands(const Layer& n, int64_t t, int64_t b, const States& prev) const {
+    Shares r(s_, n.l);
     const Columns* a = n.a.data() + at(t, b, n.H);
-    const Values none(size(n.H)), gates(size(G_ * n.H));
-    Row r{t,
-          b,
-          input(n.l, t, b),
-          operand(n, prev.h, b),
-          {},
-          none,
-          gates,
-          gates,
-          Values(size(n.S)),
-          gates,
-          gates,
-          Values(size(3 * n.H)),
-          gates,
-          gates,
-          none,
-          none};
-    if (n.cell.reset_before) r.reset_h = reset(n, a, r.h);
     const T* c = n.c.data() + at(t, b, n.H);
+    r.x = input(n.l, t, b);
+    r.h = operand(n, prev.h, b);
+    if (n.cell.reset_before) r.reset_h = reset(n, a, r.h);
     for (int64_t u = 0; s_.proj_size && u < n.H; ++u) r.m[size(u)] = n.cell.gate(a[u][3]) * n.cell.output(c[u]);
     return r;
+  }
+
+  Values unproject(const Layer& n, const Values& d_h) const {
+    Values d_m(size(n.H));
+    for (int64_t u = 0; u < n.H; ++u)
+      for (int64_t k = 0; k < n.S; ++k)
+        d_m[size(u)] = math_.fma(d_h[size(k)], numbers(n.w->weight_hr)[k * n.H + u], d_m[size(u)]);
+    return d_m;
   }
 
   // The gradient by an output's element, of which `d_h` comes from the step after.
@@ -431,7 +412,7 @@ template <class T> class Plain {
 
   // LSTM with layer normalization, h = o * tanh(scale * v + shift) with v the normalized c: adds to d_c, and leaves the
   // gradient by o's argument in da.
-  void output_backward(const Layer& n, int64_t t, int64_t b, const Values& d_h, Row& r, Values& d_c,
+  void output_backward(const Layer& n, int64_t t, int64_t b, const Values& d_h, Shares& r, Values& d_c,
                        std::vector<Columns>& da) const {
     const Columns* a = n.a.data() + at(t, b, n.H);
     const T *c = n.c.data() + at(t, b, n.H), *scale = numbers(n.w->weight_ln_c);
@@ -442,7 +423,7 @@ template <class T> class Plain {
       v[i] = of_c.normalized(c[u]);
       const T shifted = shifted_c(n, u, v[i]), d_shifted = d_h[i] * n.cell.gate(a[u][3]) * n.cell.d_output(shifted);
       d_v[i] = d_shifted * scale[u];
-      r.ln_c[i] = d_shifted * v[i], r.ln_bias[i] = d_shifted;
+      r.ln_c[i] = d_shifted * v[i], r.ln_c_bias[i] = d_shifted;
       da[i][3] = d_h[i] * n.cell.output(shifted) * n.cell.d_gate(a[u][3]);
     }
     of_c.backward(
@@ -451,7 +432,8 @@ template <class T> class Plain {
   }
 
   // Zoneout around the cell's backward.
-  State cell_backward(const Layer& n, int64_t t, int64_t b, int64_t u, State prev, State d, Columns& da, Row& r) const {
+  State cell_backward(const Layer& n, int64_t t, int64_t b, int64_t u, State prev, State d, Columns& da,
+                      Shares& r) const {
     const Columns& a = n.a[at(t, b, n.H) + size(u)];
     std::array<T, 3> d_p{};
     if (s_.layer_norm) {
@@ -470,7 +452,7 @@ template <class T> class Plain {
   }
 
   // da by gates, for the biases.
-  void share_columns(const Layer& n, const std::vector<Columns>& da, Row& r) const {
+  void share_columns(const Layer& n, const std::vector<Columns>& da, Shares& r) const {
     for (int64_t g = 0; g < G_; ++g)
       for (int64_t u = 0; u < n.H; ++u) {
         r.b_ih[size(g * n.H + u)] = da[size(u)][size(x_column(cell_, g))];
@@ -495,28 +477,19 @@ template <class T> class Plain {
         });
   }
 
-  // GRU with r before the product: U of n gives the gradient by r * h, and so that by r; then the other two gates.
-  void operand_backward(const Layer& n, int64_t b, const Columns* a, const States&, std::vector<Columns>& da, Row& r,
-                        Values& d_h) const {
-    Values d_reset(size(n.H)), d_operand(size(n.H));
-    share_columns(n, da, r);
-    for (int64_t k = 0; k < n.H; ++k) d_reset[size(k)] = unit_sum(n, r.b_hh, n.w->weight_hh, n.S, k, 2, 3);
+  // GRU with r before the product: U of n gives the gradient by r * h, and so that by r. Returns that by h, but for the
+  // part that goes through the other two gates.
+  Values reset_backward(const Layer& n, int64_t t, int64_t b, std::vector<Columns>& da, Shares& r) const {
+    const Columns* a = n.a.data() + at(t, b, n.H);
+    Values d_operand(size(n.H));
     for (int64_t u = 0; u < n.H; ++u) {
       const size_t i = size(u);
-      da[i][0] = d_reset[i] * r.h[i] * n.cell.d_gate(a[u][0]);
-      d_operand[i] = d_reset[i] * n.cell.gate(a[u][0]);
+      const T d_reset = unit_sum(n, r.b_hh, n.w->weight_hh, n.S, u, 2, 3);
+      da[i][0] = d_reset * r.h[i] * n.cell.d_gate(a[u][0]);
+      d_operand[i] = d_reset * n.cell.gate(a[u][0]);
     }
     share_columns(n, da, r);
-    r.d_x_sums = r.b_ih, r.d_h_sums = r.b_hh;
-    add_operand_gradient(
-        n, b, [&](int64_t k) { return unit_sum(n, r.b_hh, n.w->weight_hh, n.S, k, 0, 2) + d_operand[size(k)]; }, d_h);
-  }
-
-  // d_h gains the gradient by what entered U, behind the mask.
-  template <class Gradient>
-  void add_operand_gradient(const Layer& n, int64_t b, const Gradient& by_operand, Values& d_h) const {
-    const T* mask = recurrent_mask(n, b);
-    for (int64_t k = 0; k < n.S; ++k) d_h[size(k)] += mask ? by_operand(k) * mask[k] : by_operand(k);
+    return d_operand;
   }
 
   // The sum over units u and gates g of d[g * H + u] * w[g * H + u][k].
@@ -528,77 +501,6 @@ template <class T> class Plain {
         sum = math_.fma(d[size(g * n.H + u)], numbers(w)[(g * n.H + u) * k_size + k], sum);
     return sum;
   }
-
-  // Gradients of the parameters. Of those in products: a chain for each block of rows, and the sum of these. Of the
-  // others: chains of 16 rows, too.
-  struct WeightSums {
-    const Plain& p;
-    const Layer& n;
-    Values ih, hh, hr, b_ih, b_hh, ch, ln_ih, ln_hh, ln_c, ln_bias;
-    bool first = true;  // 0 + sum would lose the sign of a zero
-
-    WeightSums(const Plain& plain, const Layer& layer)
-        : p(plain),
-          n(layer),
-          ih(size(p.G_ * n.H * n.I)),
-          hh(size(p.G_ * n.H * n.S)),
-          hr(size(p.s_.proj_size ? n.S * n.H : 0)),
-          b_ih(size(p.G_ * n.H)),
-          b_hh(b_ih),
-          ch(size(3 * n.H)),
-          ln_ih(b_ih),
-          ln_hh(b_ih),
-          ln_c(size(n.H)),
-          ln_bias(ln_c) {}
-
-    void add(const std::vector<Row>& rows) {
-      add_products(rows, ih, n.I, [](const Row& r, size_t) -> auto& { return r.x; }, &Row::d_x_sums);
-      add_products(
-          rows, hh, n.S,
-          [&](const Row& r, size_t unit) -> auto& {
-            return n.cell.reset_before && unit >= size(2 * n.H) ? r.reset_h : r.h;
-          },
-          &Row::d_h_sums);
-      add_products(rows, hr, n.H, [](const Row& r, size_t) -> auto& { return r.m; }, &Row::d_h);
-      add_shares(rows, b_ih, &Row::b_ih), add_shares(rows, b_hh, &Row::b_hh), add_shares(rows, ch, &Row::ch);
-      add_shares(rows, ln_ih, &Row::ln_ih), add_shares(rows, ln_hh, &Row::ln_hh);
-      add_shares(rows, ln_c, &Row::ln_c), add_shares(rows, ln_bias, &Row::ln_bias);
-      first = false;
-    }
-
-    // total[unit][k] += the sum over rows of operand[k] * gradient[unit].
-    template <class Operand>
-    void add_products(const std::vector<Row>& rows, Values& total, int64_t k_size, const Operand& operand,
-                      Values Row::* gradient) {
-      for (size_t j = 0; j < total.size(); ++j) {
-        const size_t unit = j / size(k_size), k = j % size(k_size);
-        T sum = 0;
-        for (const Row& r : rows) sum = p.math_.fma(operand(r, unit)[k], (r.*gradient)[unit], sum);
-        total[j] = first ? sum : total[j] + sum;
-      }
-    }
-
-    void add_shares(const std::vector<Row>& rows, Values& total, Values Row::* share) {
-      for (size_t n = 0; n < total.size(); ++n) {
-        T sum = 0;
-        for (size_t j = 0; j < rows.size(); j += 16) {
-          T part = 0;
-          for (size_t i = j; i < std::min(rows.size(), j + 16); ++i) part += (rows[i].*share)[n];
-          sum += part;
-        }
-        total[n] = first ? sum : total[n] + sum;
-      }
-    }
-
-    void store(const WeightGradients& to) const {
-      const std::pair<void*, const Values*> all[] = {
-          {to.weight_ih, &ih},     {to.weight_hh, &hh},     {to.bias_ih, &b_ih},       {to.bias_hh, &b_hh},
-          {to.weight_hr, &hr},     {to.weight_ch, &ch},     {to.weight_ln_ih, &ln_ih}, {to.weight_ln_hh, &ln_hh},
-          {to.weight_ln_c, &ln_c}, {to.bias_ln_c, &ln_bias}};
-      for (const auto& [array, values] : all)
-        if (array) std::copy(values->begin(), values->end(), static_cast<T*>(array));
-    }
-  };
 
   // Both directions' gradients by the input of layer l, in d_x[0], behind its masks; to the caller at the bottom.
   void give_input_gradient(const Backward& call, int64_t l, Values (&d_x)[2]) const {
