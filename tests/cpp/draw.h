@@ -67,6 +67,7 @@ template <class Source> class OptionsDraw {
     if (one_in(4))
       for (int j = 0; j < 8; ++j) c_.unwanted = c_.unwanted << 8 | static_cast<uint64_t>(source_.below(256));
     if (one_in(6)) c_.inference = true;
+    if (one_in(5)) c_.corners = true;
   }
 
   Source& source_;

@@ -1,7 +1,7 @@
 // One pass of one case: its arrays, each behind guard pages, and the structs that the C++ interface takes.
 //
 // To test a new option: a field of Case, its place in describe(), Inputs or Outputs and Pass, its meaning in plain.h,
-// and a line in the lists of guard.cpp and in the decoder of fuzz.cpp.
+// and in draw.h, from where guard.cpp and fuzz.cpp have their options.
 #pragma once
 
 #include <algorithm>
@@ -54,6 +54,7 @@ struct Case {
   bool packed = false;     // weights packed before
   int threads = 1;         // exactly so many
   uint64_t numbers = 1;    // seed of the values
+  bool corners = false;    // few values, most of them 0: sums meet the corners of activations and of clip
   int specials = 0;        // of 256 values, how many are NaN, infinite, denormal, huge or a negative zero
 
   // Options of the spec, as in rnnfast.h.
@@ -148,7 +149,8 @@ inline std::string describe(const Case& c) {
   if (c.without) add(" without %x", c.without);
   option("layout", static_cast<int>(c.layout)), option("gap", static_cast<double>(c.gap));
   option("inference", c.inference), option("in_place", c.in_place), option("packed", c.packed);
-  option("threads", c.threads, 1), option("specials", c.specials);
+  option("threads", c.threads, 1), option("corners", c.corners);
+  option("specials", c.specials);
   option("proj_size", static_cast<double>(c.proj_size)), option("reset_after", c.reset_after, 1);
   option("peepholes", c.peepholes), option("coupled_gates", c.coupled_gates), option("layer_norm", c.layer_norm);
   option("clip", c.clip), option("zoneout_h", c.zoneout_h), option("zoneout_c", c.zoneout_c);
@@ -171,12 +173,14 @@ inline std::string describe(const Case& c) {
 
 class Numbers {
  public:
-  Numbers(uint64_t seed, int specials) : state_(seed), specials_(static_cast<uint64_t>(specials)) {}
+  Numbers(uint64_t seed, int specials, bool corners = false)
+      : state_(seed), specials_(static_cast<uint64_t>(specials)), corners_(corners) {}
 
   // Multiples of 1/256 in [-1/2, 1/2): exact in both dtypes, from integers alone.
   template <class T> T next() {
     const uint64_t bits = step();
     if (specials_ && (bits >> 40) % 256 < specials_) return special<T>();
+    if (corners_) return bits >> 56 & 7 ? T(0) : static_cast<T>(static_cast<int>(bits >> 62) - 1) / 4;
     return static_cast<T>(static_cast<int>(bits >> 56) - 128) / 256;
   }
   template <class T> void fill(const Guarded<T>& array) {
@@ -206,6 +210,7 @@ class Numbers {
   }
 
   uint64_t state_, specials_;
+  bool corners_;
 };
 
 // --- arrays ---
@@ -241,7 +246,7 @@ template <class T> struct Inputs {
   Sequence<T> x, grad_y;
   Guarded<T> h0, c0, grad_hn, grad_cn;
 
-  Inputs(const Case& c, Side side) : numbers_(c.numbers, c.specials), side_(side) {
+  Inputs(const Case& c, Side side) : numbers_(c.numbers, c.specials, c.corners), side_(side) {
     const Spec spec = c.spec();
     weights = Guarded<Weights>(c.count(), side, 0);
     for (int64_t n = 0; n < c.count(); ++n) {
