@@ -389,7 +389,7 @@ template <class T> struct Pass {
     forward.segments = c.segments;
     forward.dropout = c.dropout;
     forward.seed = 7;
-    forward.threads = -c.threads;
+    forward.threads = c.threads == 1 ? 1 : -c.threads;
     if (c.in_place) {
       for (const auto& [to, from] : {std::pair{&out.hn, &in.h0}, {&out.cn, &in.c0}})
         std::memcpy(to->data(), from->data(), from->size() * sizeof(T));
@@ -411,7 +411,7 @@ template <class T> struct Pass {
     if (c.has(no_grad_weights)) backward.grad_weights = out.grad_weights.data();
     if (c.has(no_per_step)) backward.per_step = out.per_step_pointers.data();
     backward.grad_clip = c.grad_clip;
-    backward.threads = -c.threads;
+    backward.threads = c.threads == 1 ? 1 : -c.threads;
   }
 };
 
