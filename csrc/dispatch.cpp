@@ -157,10 +157,12 @@ void check(const Forward& pass) {
   if (!pass.packed) check(spec, pass.weights);
   require(aligned(pass.packed) && aligned(pass.tape), "packed or tape is not aligned to 64 bytes");
   require(pass.x.data || !elements(pass.steps, pass.batch, spec.input_size), "x is null");
-  require(pass.y.data || !elements(pass.steps, pass.batch, spec.hidden_size), "y is null");
-  const bool has_state = elements(pass.batch, spec.hidden_size) > 0;
-  require(pass.hn || !has_state, "hn is null");
-  require(pass.cn || !has_state || !has_c(spec.cell), "cn is null");
+  const int64_t outputs = spec.proj_size ? spec.proj_size : spec.hidden_size;
+  require(pass.y.data || !elements(pass.steps, pass.batch, outputs), "y is null");
+  require(pass.hn || !elements(pass.batch, outputs), "hn is null");
+  require(pass.cn || !elements(pass.batch, spec.hidden_size) || !has_c(spec.cell), "cn is null");
+  for (int64_t i = 0; pass.recurrent_masks && i < spec.num_layers * spec.num_directions; ++i)
+    require(pass.recurrent_masks[i] || !elements(pass.batch, outputs), "a recurrent mask is null", i);
   require(!pass.cells.data || has_c(spec.cell), "only an LSTM has cells");
   require(pass.dropout >= 0 && pass.dropout <= 1, "dropout is not in [0, 1]");
   require(pass.threads != 0, "threads is 0");
@@ -171,6 +173,7 @@ void check(const Backward& call) {
   check(*call.pass);
   require(call.pass->tape, "the forward call kept no tape");
   check(call.pass->spec, call.pass->weights);
+  require(call.grad_clip >= 0, "negative grad_clip");
   require(call.threads != 0, "threads is 0");
 }
 

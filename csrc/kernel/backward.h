@@ -594,7 +594,7 @@ template <class C, class T> class BackwardPass {
       }
     }
     part.wait();
-    if (s > 0 || layer.d_h0) {
+    if (s > 0 || layer.d_h0 || splits()) {  // where it is split, the product gives r its gradient too
       if (splits() || layer.options.recurrent_mask)
         operand_product(layer, scratch, part, rows, out_rows);
       else

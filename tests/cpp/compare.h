@@ -12,9 +12,13 @@ namespace rnnfast {
 // that was never written is NaN too; with the second it is huge.
 constexpr unsigned char fills[] = {0xff, 0x77};
 
-// The same bits; or NaN in both, whose payload is nobody's business but where the element must be left alone.
+// The same bits; or NaN in both, whose payload is nobody's business but where the element must be left alone; or a zero
+// and a denormal number that was only copied: whether a clamp flushes it depends on the instruction that a compiler
+// takes for it.
 template <class T> bool same(const T& got, const T& want, unsigned char fill) {
   if (!std::memcmp(&got, &want, sizeof(T))) return true;
+  const auto is_tiny = [](T x) { return std::fabs(x) < std::numeric_limits<T>::min(); };
+  if (is_tiny(got) && is_tiny(want) && (got == 0 || want == 0)) return std::signbit(got) == std::signbit(want);
   T untouched;
   std::memset(&untouched, fill, sizeof(T));
   return std::isnan(got) && std::isnan(want) && std::memcmp(&want, &untouched, sizeof(T)) != 0;
@@ -59,18 +63,18 @@ void run_kernels(const KernelTable& table, const Case& c, Pass<T>& pass, Side si
     packed.protect();
     pass.forward.packed = packed.data();
   }
-  if (!c.in_place) {
+  if (c.trains()) {
     tape = workspace(tape_bytes(table, pass.forward), side, fill);
     pass.forward.tape = tape.data();
   }
   if (!c.hidden_size) {  // for an empty layer the entries are not called, as in the bindings: only the API is
     forward(table, pass.forward);
-    if (!c.in_place) backward(table, pass.backward);
+    if (c.trains()) backward(table, pass.backward);
     return;
   }
   const auto forward_scratch = workspace(kernels.forward_scratch(pass.forward), side, fill);
   kernels.forward(pass.forward, forward_scratch.data());
-  if (c.in_place) return;
+  if (!c.trains()) return;
   tape.protect();
   const auto backward_scratch = workspace(kernels.backward_scratch(pass.backward), side, fill);
   kernels.backward(pass.backward, backward_scratch.data());
@@ -83,8 +87,8 @@ template <class T> std::string compare(const KernelTable& table, const Case& c, 
   Pass<T> pass(c, in, got), plain_pass(c, in, want);
   run_kernels(table, c, pass, side, fill);
   Plain<T> plain(table, plain_pass.forward);
-  plain.forward(!c.in_place);
-  if (!c.in_place) plain.backward(plain_pass.backward);
+  plain.forward(c.trains());
+  if (c.trains()) plain.backward(plain_pass.backward);
   return difference(got, want, fill);
 }
 

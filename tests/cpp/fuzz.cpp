@@ -8,6 +8,7 @@
 #include <iterator>
 
 #include "compare.h"
+#include "draw.h"
 
 namespace {
 
@@ -34,13 +35,14 @@ Case decode(Bytes& bytes) {
   Case c;
   c.cell = static_cast<Cell>(bytes.below(cells));
   c.dtype = static_cast<Dtype>(bytes.below(dtypes));
-  c.relu = c.cell == Cell::rnn && bytes.one_in(2);
+  if (c.cell == Cell::rnn && bytes.one_in(2)) make_relu(c);
   c.hidden_size = bytes.below(bytes.one_in(8) ? 140 : 36);
   c.input_size = bytes.below(bytes.one_in(8) ? 70 : 20);
   c.batch = bytes.below(bytes.one_in(8) ? 40 : 8);
   c.steps = bytes.below(bytes.one_in(8) ? 250 : 8);
   c.layers = 1 + bytes.below(3), c.directions = 1 + bytes.below(2);
-  const int64_t row = c.cells() * c.rows() * (std::max(c.input_size, c.width()) + c.hidden_size + 1);
+  const int64_t row =
+      c.count() * gates_of(c.cell) * c.hidden_size * (std::max(c.input_size, c.width()) + c.hidden_size + 1);
   c.steps = std::min(c.steps, 400000 / (row + 1) + 1);
   c.batch = std::min(c.batch, 400000 / (row * std::max<int64_t>(c.steps, 1) + 1) + 1);
   if (bytes.one_in(2))
@@ -54,6 +56,7 @@ Case decode(Bytes& bytes) {
   c.threads = bytes.one_in(16) ? 1 + static_cast<int>(bytes.below(4)) : 1;
   if (bytes.one_in(3)) c.specials = 1 << bytes.below(9);
   c.numbers = static_cast<uint64_t>(bytes.below(256) * 256 + bytes.below(256));
+  draw_options(bytes, c);
   return c;
 }
 
@@ -62,82 +65,108 @@ Case decode(Bytes& bytes) {
   std::abort();
 }
 
-// Makes one thing wrong; false where the case has no such thing.
-bool spoil(int64_t how, Forward& pass, Backward& call) {
-  switch (how) {
-    case 0:
-      pass.steps = -1;
-      break;
-    case 1:
-      pass.batch = -1;
-      break;
-    case 2:
-      pass.spec.hidden_size = -1;
-      break;
-    case 3:
-      pass.spec.hidden_size = INT64_MAX / 16;
-      break;
-    case 4:
-      pass.steps = INT64_MAX / 4;
-      break;
-    case 5:
-      pass.spec.num_directions = 3;
-      break;
-    case 6:
-      pass.spec.num_layers = 0;
-      break;
-    case 7:
-      pass.dropout = 1.5;
-      break;
-    case 8:
-      pass.dropout = std::nan("");
-      break;
-    case 9:
-      pass.threads = 0;
-      break;
-    case 10:
-      pass.segments = -1;
-      break;
-    case 11:
-      pass.spec.cell = static_cast<Cell>(7);
-      break;
-    case 12:
-      pass.spec.dtype = static_cast<Dtype>(2);
-      break;
-    case 13:
-      pass.hn = nullptr;
-      return pass.batch && pass.spec.hidden_size;
-    case 14:
-      pass.x.data = nullptr;
-      return pass.steps && pass.batch && pass.spec.input_size;
-    case 15:
-      pass.weights = nullptr;
-      break;
-    case 16:
-      pass.tape = reinterpret_cast<void*>(8);
-      break;
-    case 17:
-      call.threads = 0;
-      break;
-    default:
-      pass.batch = INT64_MAX / 8;
-  }
-  return true;
+// Arrays that a wrong call names: of as many elements as any case has sequences or layers and directions.
+constexpr int64_t zeros[64] = {}, huge_sizes[64] = {INT64_MAX / 4};
+int64_t too_long[64];
+Weights incomplete[64];
+const void* const no_masks[64] = {};
+alignas(64) char never_read[64];
+
+// The weights but for one array, of the first layer.
+bool without(Forward& f, const void* Weights::* array) {
+  std::copy_n(f.weights, f.spec.num_layers * f.spec.num_directions, incomplete);
+  const bool had = f.spec.hidden_size && incomplete[0].*array;
+  incomplete[0].*array = nullptr;
+  f.weights = incomplete;
+  return had;
 }
 
-template <class T> void check_refused(const KernelTable& table, const Case& c, int64_t how) {
+// Each makes one thing wrong; false where the case has no such thing, or it is not wrong there.
+using Spoil = bool (*)(Forward&, Backward&);
+constexpr Spoil spoils[] = {
+    // sizes
+    [](Forward& f, Backward&) { return f.steps = -1, true; },
+    [](Forward& f, Backward&) { return f.batch = -1, true; },
+    [](Forward& f, Backward&) { return f.spec.hidden_size = -1, true; },
+    [](Forward& f, Backward&) { return f.spec.hidden_size = INT64_MAX / 16, true; },
+    [](Forward& f, Backward&) { return f.steps = INT64_MAX / 4, true; },
+    [](Forward& f, Backward&) { return f.batch = INT64_MAX / 8, true; },
+    [](Forward& f, Backward&) { return f.spec.num_directions = 3, true; },
+    [](Forward& f, Backward&) { return f.spec.num_layers = 0, true; },
+    [](Forward& f, Backward&) { return f.segments = -1, true; },
+    [](Forward& f, Backward&) { return f.spec.proj_size = -1, true; },
+    [](Forward& f, Backward&) { return f.spec.proj_size = INT64_MAX / 16, true; },
+    [](Forward& f, Backward&) { return f.spec.hidden_sizes = zeros, true; },
+    [](Forward& f, Backward&) { return f.spec.hidden_sizes = huge_sizes, true; },
+    [](Forward& f, Backward&) {
+      std::fill_n(too_long, 64, f.steps + 1);
+      return f.mask = nullptr, f.lengths = too_long, f.batch > 0;
+    },
+    // names
+    [](Forward& f, Backward&) { return f.spec.cell = static_cast<Cell>(7), true; },
+    [](Forward& f, Backward&) { return f.spec.dtype = static_cast<Dtype>(2), true; },
+    [](Forward& f, Backward&) { return f.spec.activations[0].gate.function = static_cast<Function>(functions), true; },
+    [](Forward& f, Backward&) { return f.spec.activations[1].output.function = static_cast<Function>(-1), true; },
+    // numbers
+    [](Forward& f, Backward&) { return f.dropout = 1.5, true; },
+    [](Forward& f, Backward&) { return f.dropout = std::nan(""), true; },
+    [](Forward& f, Backward&) { return f.spec.clip = -1, true; },
+    [](Forward& f, Backward&) { return f.spec.clip = std::nan(""), true; },
+    [](Forward& f, Backward&) { return f.spec.zoneout_h = 1.5, true; },
+    [](Forward& f, Backward&) { return f.spec.zoneout_c = std::nan(""), true; },
+    [](Forward&, Backward& b) { return b.grad_clip = -1, true; },
+    [](Forward&, Backward& b) { return b.grad_clip = std::nan(""), true; },
+    [](Forward& f, Backward&) { return f.threads = 0, true; },
+    [](Forward&, Backward& b) { return b.threads = 0, true; },
+    // options that go with neither the cell nor each other
+    [](Forward& f, Backward&) { return f.spec.proj_size = 3, f.spec.cell != Cell::lstm; },
+    [](Forward& f, Backward&) { return f.spec.peepholes = true, f.spec.cell != Cell::lstm; },
+    [](Forward& f, Backward&) { return f.spec.coupled_gates = true, f.spec.cell != Cell::lstm; },
+    [](Forward& f, Backward&) { return f.spec.zoneout_c = 0.5, f.spec.cell != Cell::lstm; },
+    [](Forward& f, Backward&) { return f.cells = f.y, f.spec.cell != Cell::lstm && f.cells.data; },
+    [](Forward& f, Backward&) { return f.spec.reset_after = false, f.spec.cell != Cell::gru; },
+    [](Forward& f, Backward&) { return f.spec.layer_norm = true, f.spec.cell == Cell::rnn; },
+    [](Forward& f, Backward&) { return f.spec.layer_norm = true, f.spec.peepholes || f.spec.zoneout_h > 0; },
+    [](Forward& f, Backward&) { return f.spec.zoneout_h = 0.5, f.spec.layer_norm || f.spec.proj_size; },
+    [](Forward& f, Backward&) { return f.spec.proj_size = 3, f.spec.hidden_sizes || f.spec.layer_norm; },
+    [](Forward& f, Backward&) { return f.segments = 1, f.spec.layer_norm || !f.spec.reset_after || f.recurrent_masks; },
+    [](Forward& f, Backward&) {
+      return f.lengths = zeros, f.mask = reinterpret_cast<const uint8_t*>(never_read), true;
+    },
+    // pointers
+    [](Forward&, Backward& b) { return b.pass = nullptr, true; },
+    [](Forward& f, Backward&) { return f.hn = nullptr, f.batch && f.spec.hidden_size; },
+    [](Forward& f, Backward&) { return f.cn = nullptr, f.batch && f.spec.hidden_size && has_c(f.spec.cell); },
+    [](Forward& f, Backward&) { return f.x.data = nullptr, f.steps && f.batch && f.spec.input_size; },
+    [](Forward& f, Backward&) { return f.y.data = nullptr, f.steps && f.batch && f.spec.hidden_size; },
+    [](Forward& f, Backward&) { return f.tape = reinterpret_cast<void*>(8), true; },
+    [](Forward& f, Backward&) { return f.tape = nullptr, true; },
+    [](Forward& f, Backward&) { return f.packed = reinterpret_cast<void*>(8), true; },
+    [](Forward& f, Backward&) { return f.recurrent_masks = no_masks, f.batch && f.spec.hidden_size; },
+    [](Forward& f, Backward&) { return f.weights = nullptr, true; },
+    [](Forward& f, Backward&) { return without(f, &Weights::weight_hh); },
+    [](Forward& f, Backward&) { return without(f, &Weights::weight_hr); },
+    [](Forward& f, Backward&) { return without(f, &Weights::weight_ch); },
+    [](Forward& f, Backward&) { return without(f, &Weights::weight_ln_ih); },
+    [](Forward& f, Backward&) { return without(f, &Weights::weight_ln_hh); },
+    [](Forward& f, Backward&) { return without(f, &Weights::weight_ln_c); },
+    [](Forward& f, Backward&) { return without(f, &Weights::bias_ln_c); },
+};
+constexpr int64_t ways = sizeof spoils / sizeof spoils[0];
+
+template <class T> void check_refused(const KernelTable& table, const Case& c, int64_t way) {
   const Inputs<T> in(c, Side::end);
-  const Outputs<T> out(c, Side::end, fills[0]);
+  const Outputs<T> out(c, Side::end, fills[0]), untouched(c, Side::end, fills[0]);
   Pass<T> pass(c, in, out);
-  alignas(64) static char never_read[64];
   pass.forward.tape = never_read;
-  if (!spoil(how, pass.forward, pass.backward)) return;
+  if (c.in_place || !spoils[way](pass.forward, pass.backward)) return;
   try {
     backward(table, pass.backward);  // which looks at the forward call too
   } catch (const std::invalid_argument&) {
-    return;
+    const std::string found = difference(out, untouched, fills[0]);
+    return found.empty() ? void() : fail("refused, and " + found);
   }
-  fail("not refused: wrong in way " + std::to_string(how) + ", " + describe(c));
+  fail("not refused: wrong in way " + std::to_string(way) + ", " + describe(c));
 }
 
 int asks_left = 0;
@@ -161,7 +190,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Bytes bytes(data, size);
   const Side side = static_cast<Side>(bytes.below(2));
   const unsigned char fill = fills[bytes.below(2)];
-  const int64_t mode = bytes.below(16), detail = bytes.below(19);
+  const int64_t mode = bytes.below(16), detail = bytes.below(ways);
   const Case c = decode(bytes);
   for (const KernelTable* table : tables) {
     const bool single = c.dtype == Dtype::float32;
@@ -190,7 +219,7 @@ void replay(const std::string& path) {
 void run_random(uint64_t count) {
   for (uint64_t seed = 1; seed <= count; ++seed) {
     Numbers numbers(seed, 0);
-    uint8_t data[96];
+    uint8_t data[128];
     for (uint8_t& byte : data) byte = static_cast<uint8_t>((numbers.next<double>() + 0.5) * 256);
     LLVMFuzzerTestOneInput(data, sizeof data);
   }

@@ -10,6 +10,7 @@
 #include <initializer_list>
 
 #include "compare.h"
+#include "draw.h"
 
 namespace {
 
@@ -66,7 +67,7 @@ void ragged_sizes(Checker& checker) {
         const auto turn = [&](int n) { return static_cast<int64_t>((turns.next<double>() + 0.5) * n); };
         Case c;
         c.cell = cell;
-        c.relu = cell == Cell::rnn && turn(2);
+        if (cell == Cell::rnn && turn(2)) make_relu(c);
         c.input_size = input_size, c.hidden_size = hidden_size;
         c.steps = 1 + turn(5), c.batch = ragged[turn(9)];
         c.layers = 1 + turn(4) / 3, c.directions = 1 + turn(2);
@@ -135,10 +136,35 @@ void any_values(Checker& checker) {
   for (Cell cell : every_cell)
     for (int k = 0; k < 40; ++k) {
       Case c;
-      c.cell = cell, c.relu = cell == Cell::rnn && k % 2;
+      c.cell = cell;
+      if (cell == Cell::rnn && k % 2) make_relu(c);
       c.steps = 4, c.batch = 3, c.input_size = 3, c.hidden_size = 18, c.layers = 1 + k % 2,
       c.directions = 1 + k / 2 % 2;
       c.specials = 1 << (k % 8), c.numbers = static_cast<uint64_t>(k) + 1, c.segments = k / 3 % 2;
+      checker.check(c);
+    }
+}
+
+// Any options together, in layers of all kinds; some have more rows than one block.
+void options(Checker& checker) {
+  uint64_t k = 0;
+  for (Cell cell : every_cell)
+    for (int n = 0; n < 400; ++n) {
+      Numbers draw(++k, 0);
+      Case c;
+      c.cell = cell, c.numbers = k;
+      const bool is_long = k % 16 == 0, is_wide = k % 16 == 8;
+      c.steps = 1 + draw.below(is_long ? 220 : 6), c.batch = 1 + draw.below(is_long ? 2 : is_wide ? 30 : 5);
+      c.input_size = ragged[draw.below(9)], c.hidden_size = ragged[draw.below(13)];
+      c.layers = 1 + draw.below(3), c.directions = 1 + draw.below(2);
+      for (int64_t b = 0; b < c.batch && k % 3 == 0; ++b) c.lengths.push_back(draw.below(c.steps + 1));
+      c.dropout = k % 5 ? 0 : 0.5, c.segments = draw.below(3);
+      c.without = k % 4 ? 0 : static_cast<unsigned>(draw.below(1 << optionals));
+      c.layout = static_cast<Layout>(draw.below(layouts)), c.gap = draw.below(4);
+      c.packed = draw.below(2), c.in_place = !draw.below(8);
+      c.threads = 1 + static_cast<int>(draw.below(12) / 9);
+      c.specials = k % 7 ? 0 : 8;
+      draw_options(draw, c);
       checker.check(c);
     }
 }
@@ -177,6 +203,7 @@ void run(const KernelTable& table) {
   every_block(checker);
   nothing(checker);
   any_values(checker);
+  options(checker);
   elementary_functions<float>(table, Dtype::float32);
   elementary_functions<double>(table, Dtype::float64);
   std::printf("%s: %d cases\n", table.isa, checker.count());

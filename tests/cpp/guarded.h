@@ -20,12 +20,16 @@ template <class T> class Guarded {
  public:
   Guarded() = default;
   Guarded(int64_t size, Side side, unsigned char fill) : size_(static_cast<size_t>(size)) {
+    if (!size_) {
+      data_ = nowhere();
+      return;
+    }
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE)), bytes = size_ * sizeof(T);
     inside_ = (bytes + page - 1) / page * page + (side == Side::apart ? 2 * page : 0);
     mapped_ = inside_ + 2 * page;
     base_ = static_cast<char*>(mmap(nullptr, mapped_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (base_ == MAP_FAILED) throw std::bad_alloc();
-    if (inside_ && mprotect(base_ + page, inside_, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
+    if (mprotect(base_ + page, inside_, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
     char* first = base_ + page + (side == Side::end ? inside_ - bytes : side == Side::apart ? page : 0);
     data_ = reinterpret_cast<T*>(first);
     std::memset(first, fill, bytes);
@@ -51,6 +55,11 @@ template <class T> class Guarded {
   T* end() const { return data_ + size_; }
 
  private:
+  // One for all, since most of a case's arrays may be empty and each mapping takes microseconds.
+  static T* nowhere() {
+    static void* const page = mmap(nullptr, 1, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return static_cast<T*>(page);
+  }
   void swap(Guarded& other) {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
