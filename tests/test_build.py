@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
+import break_promises
 import mutate
 
 SOURCE = Path(__file__).resolve().parents[1]
@@ -146,6 +147,9 @@ def test_the_version_is_stated_once() -> None:
 def test_deliberate_mistakes_can_still_be_made() -> None:
     for name, right, _ in mutate.MUTATIONS:
         assert right in (CSRC / "kernel" / name).read_text(encoding="utf-8"), (name, right)
+    for entry in break_promises.BREAKS:
+        text = (SOURCE / entry.file).read_text(encoding="utf-8")
+        assert entry.before in text and entry.also[0] in text, entry
 
 
 # --- builds ---
