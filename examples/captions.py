@@ -86,7 +86,10 @@ class Captions(Task):
 
     def captions(self, count: int | None = None) -> list[str]:
         with torch.inference_mode():
-            return ["".join(self.vocabulary.decode(row)).strip() for row in self.model.write(self.unseen[:count], self.longest)]
+            return [
+                "".join(self.vocabulary.decode(row)).strip()
+                for row in self.model.write(self.unseen[:count], self.longest)
+            ]
 
     def score(self) -> float:
         return chrf(self.captions(), self.expected)

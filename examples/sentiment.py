@@ -2,8 +2,8 @@
 
     python examples/sentiment.py [--cell rnn|lstm|gru] [--framework rnnfast|torch]
 
-Trained on rated tweets and rated sentences of reviews; a fifth of the tweets is held out. `sentiment_numpy.py` does the
-same without torch.
+Trained on rated tweets; a fifth of them is held out. The ratings say how positive a tweet is, and the model learns that;
+the score counts only positive or negative. `sentiment_numpy.py` does the same without torch.
 """
 
 from __future__ import annotations

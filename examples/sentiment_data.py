@@ -17,11 +17,7 @@ def load(limit: int | None) -> tuple[list[list[str]], np.ndarray, list[list[str]
     """Words and ratings to train on, words and ratings held out, and the held-out texts."""
     tweets = [tweet for tweet in task_data.rated_texts("tweets") if tweet.rating][:limit]
     train, held_out = task_data.split(len(tweets), 0.2, [tweet.text for tweet in tweets])
-    known = [tweets[n] for n in train]
-    if limit is None:
-        for kind in ("movieReviewSnippets", "amazonReviewSnippets"):
-            known += [text for text in task_data.rated_texts(kind) if text.rating]
-    unseen = [tweets[n] for n in held_out]
+    known, unseen = [tweets[n] for n in train], [tweets[n] for n in held_out]
     (x, y), (x_held_out, y_held_out) = (
         ([words_of(item.text) for item in items], np.array([item.rating for item in items], np.float32))
         for items in (known, unseen)

@@ -282,7 +282,7 @@ class Vocabulary:
 
 
 class Speller:
-    """Writes texts as symbols: words that training data has at least `least` times are one symbol, others their letters.
+    """Writes texts as symbols: a word that training data has at least `least` times is one, others are their letters.
 
     A word begins with the space before it.
     """

@@ -101,7 +101,7 @@ def sequence_of(packed: PackedSequence) -> Tensor:
 
 
 def padded(packed: PackedSequence) -> tuple[Tensor, Tensor]:
-    """[B, T, ...] and where it is padding, [B, T]. Like torch's `pad_packed_sequence`, but in one gather, not step by step.
+    """[B, T, ...] and where it is padding, [B, T]: torch's `pad_packed_sequence` in one gather, not step by step.
 
     Padding is not 0, but any of the steps.
     """
