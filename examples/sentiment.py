@@ -2,8 +2,8 @@
 
     python examples/sentiment.py [--cell rnn|lstm|gru] [--framework rnnfast|torch]
 
-Trained on rated tweets; a fifth of them is held out. The ratings say how positive a tweet is, and the model learns that;
-the score counts only positive or negative. `sentiment_numpy.py` does the same without torch.
+Trained on rated tweets; a fifth of them is held out. The model learns how positive a tweet is; the score counts only
+positive or negative. `sentiment_numpy.py` does the same without torch.
 """
 
 from __future__ import annotations

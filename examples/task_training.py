@@ -399,7 +399,7 @@ def draw(task: Task, options: Any, losses: list[float], scores: list[float], bas
         right.set(title="Held-out score", xlabel="epoch", ylabel=task.metric)
         for panel in (left, right):
             panel.xaxis.get_major_locator().set_params(integer=True)
-        right.legend(frameon=False, loc="best")
+        figure.legend(frameon=False, loc="outside lower right", ncols=4)
         figure.suptitle(f"{Path(sys.argv[0]).stem.replace('_', ' ')}: {options.cell}, {options.framework}")
         figure.savefig(options.out, dpi=120)
         plt.close(figure)
