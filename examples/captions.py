@@ -1,4 +1,4 @@
-"""What does the picture show? Names of emoji, letter by letter, from their pictures. One to many.
+"""What does the picture show? Names of emoji, from their pictures. One to many.
 
     python examples/captions.py [--cell rnn|lstm|gru] [--framework rnnfast|torch]
 

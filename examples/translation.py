@@ -1,4 +1,4 @@
-"""English to French, letter by letter: an encoder and a decoder with attention. Many to many.
+"""English to French: an encoder and a decoder with attention. Many to many.
 
     python examples/translation.py [--cell rnn|lstm|gru] [--framework rnnfast|torch]
 
