@@ -1,4 +1,4 @@
-"""What does the picture show? Names of emoji, letter by letter, from their pictures. One to many.
+"""What does the picture show? Names of emoji, from their pictures. One to many.
 
     python examples/captions.py [--cell rnn|lstm|gru] [--framework rnnfast|torch]
 
@@ -14,11 +14,12 @@ import numpy as np
 import task_data
 import torch
 from seq2seq import Targets
-from task_training import CELLS, Task, chrf, main, mapped, written
+from task_training import CELLS, Task, chrf, main, mapped, padded, sequence_of, written
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 SIDE = 32  # pixels
+WHOLE = 3  # so often in training, a word is one symbol; others are spelled letter by letter
 
 
 class Captioner(nn.Module):
@@ -26,18 +27,16 @@ class Captioner(nn.Module):
 
     def __init__(self, cell: str, symbols: int, embedding: int = 48, hidden: int = 256) -> None:
         super().__init__()
-        sizes = [3, 16, 32, 48]
-        convolutions = [
-            part
-            for inputs, outputs in zip(sizes, sizes[1:], strict=False)
-            for part in (nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU())
-        ]
-        self.see = nn.Sequential(*convolutions, nn.Flatten(), nn.Dropout(0.3))
-        self.start = nn.Linear(sizes[-1] * (SIDE // 8) ** 2, hidden)
-        self.remind = nn.Linear(hidden, embedding)
+        self.see = nn.Sequential(
+            *(nn.Conv2d(3, 32, 4, stride=4), nn.BatchNorm2d(32), nn.ReLU()),
+            *(nn.Conv2d(32, 96, 3, stride=2, padding=1), nn.BatchNorm2d(96), nn.ReLU()),
+            *(nn.Flatten(), nn.Dropout(0.1)),
+        )
+        self.start = nn.Sequential(nn.Linear(96 * (SIDE // 8) ** 2, hidden), nn.LayerNorm(hidden))
+        self.remind = nn.Sequential(nn.Linear(hidden, embedding), nn.LayerNorm(embedding))
         self.embed = nn.Embedding(symbols, embedding)
         self.layer = CELLS[cell](embedding, hidden)
-        self.dropout = nn.Dropout(0.2)
+        self.dropout = nn.Dropout(0.1)
         self.head = nn.Linear(hidden, symbols)
 
     def first_state(self, pictures: Tensor) -> tuple[Any, Tensor]:
@@ -49,11 +48,9 @@ class Captioner(nn.Module):
     def forward(self, pictures: Tensor, inputs: PackedSequence) -> Tensor:
         """Logits [B, T, V] of the symbols after each of the inputs."""
         state, reminder = self.first_state(pictures)
-        rows = torch.cat(
-            [inputs.sorted_indices[:count] for count in inputs.batch_sizes.tolist()]
-        )  # of the packed steps
-        output, _ = self.layer(mapped(lambda numbers: self.embed(numbers) + reminder[rows], inputs), state)
-        return self.head(self.dropout(pad_packed_sequence(output, batch_first=True)[0]))
+        reminders = nn.functional.embedding(sequence_of(inputs), reminder)  # of the packed steps
+        output, _ = self.layer(mapped(lambda numbers: self.embed(numbers) + reminders, inputs), state)
+        return padded(mapped(lambda h: self.head(self.dropout(h)), output))[0]
 
     def write(self, pictures: Tensor, longest: int) -> list[list[int]]:
         start, reminder = self.first_state(pictures)
@@ -67,7 +64,7 @@ class Captioner(nn.Module):
 
 class Captions(Task):
     metric = "chrF, %"
-    epochs, batch, rate = 20, 64, 3e-3
+    epochs, batch, rate = 12, 16, 1.5e-3
 
     def __init__(self, options: argparse.Namespace) -> None:
         pictures, names = task_data.emoji_pictures(SIDE)
@@ -77,10 +74,11 @@ class Captions(Task):
         pictures = (pictures - pictures[train].mean()) / pictures[train].std()
         self.names, self.expected = [names[n] for n in train], [names[n] for n in unseen]
         self.pictures, self.unseen = torch.from_numpy(pictures[train]), torch.from_numpy(pictures[unseen])
-        self.vocabulary = task_data.Vocabulary(self.names)
-        self.y = Targets(self.vocabulary, self.names)
+        spelled = [*map(task_data.Speller(self.names, least=WHOLE), self.names)]
+        self.vocabulary = task_data.Vocabulary(spelled)
+        self.y = Targets(self.vocabulary, spelled)
         self.longest = self.y.outputs.padded.shape[1]
-        self.size = len(train)
+        self.size, self.lengths = len(train), self.y.inputs.lengths
         self.model = Captioner(options.cell, len(self.vocabulary))
 
     def loss(self, batch: Tensor) -> Tensor:
@@ -88,7 +86,10 @@ class Captions(Task):
 
     def captions(self, count: int | None = None) -> list[str]:
         with torch.inference_mode():
-            return ["".join(self.vocabulary.decode(row)) for row in self.model.write(self.unseen[:count], self.longest)]
+            return [
+                "".join(self.vocabulary.decode(row)).strip()
+                for row in self.model.write(self.unseen[:count], self.longest)
+            ]
 
     def score(self) -> float:
         return chrf(self.captions(), self.expected)

@@ -24,7 +24,7 @@ STEPS = 64  # of truncated back-propagation
 class CharModel(nn.Module):
     """Character -> embedding -> layer -> a logit for each next character."""
 
-    def __init__(self, cell: str, symbols: int, embedding: int = 64, hidden: int = 256) -> None:
+    def __init__(self, cell: str, symbols: int, embedding: int = 64, hidden: int = 128) -> None:
         super().__init__()
         self.embed = nn.Embedding(symbols, embedding)
         self.layer = CELLS[cell](embedding, hidden)
@@ -38,7 +38,7 @@ class CharModel(nn.Module):
 
 class Characters(Task):
     metric, best = "bits per character", min
-    epochs, batch, rate = 6, 32, 5e-3
+    epochs, batch, rate = 2, 32, 5e-3
 
     def __init__(self, options: argparse.Namespace) -> None:
         limit = None if options.limit is None else max(options.limit, 100 * self.batch)

@@ -44,7 +44,8 @@ def training(task: str, cell: str, framework: str, seed: int, options: argparse.
 
 
 def spread(values: list[float]) -> str:
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+    digits = 2 if mean(values) < 10 else 1
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def row(task: str, cell: str, found: dict[str, list[dict[str, Any]]]) -> tuple[str, float, float]:
@@ -56,7 +57,7 @@ def row(task: str, cell: str, found: dict[str, list[dict[str, Any]]]) -> tuple[s
     part = {name: median(run["recurrent"] for run in runs) for name, runs in found.items()}
     score = {name: spread([run["scores"][-1] for run in runs]) for name, runs in found.items()}
     first = found["torch"][0]
-    baselines = ", ".join(f"{name} {value:.1f}" for name, value in first["baselines"].items())
+    baselines = ", ".join(f"{name} {spread([value])}" for name, value in first["baselines"].items())
     ratios = epoch["torch"] / epoch["rnnfast"], part["torch"] / part["rnnfast"]
     cells = [
         task.replace("_", " "), cell, f"{epoch['torch']:.2f}", f"{epoch['rnnfast']:.2f}", f"{ratios[0]:.2f}",

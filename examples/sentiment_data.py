@@ -14,25 +14,27 @@ def words_of(text: str) -> list[str]:
 
 
 def load(limit: int | None) -> tuple[list[list[str]], np.ndarray, list[list[str]], np.ndarray, list[str]]:
-    """Words and labels (1: positive) to train on, words and labels held out, and the held-out texts."""
+    """Words and ratings to train on, words and ratings held out, and the held-out texts."""
     tweets = [tweet for tweet in task_data.rated_texts("tweets") if tweet.rating][:limit]
     train, held_out = task_data.split(len(tweets), 0.2, [tweet.text for tweet in tweets])
-    known = [tweets[n] for n in train]
-    if limit is None:
-        for kind in ("movieReviewSnippets", "amazonReviewSnippets"):
-            known += [text for text in task_data.rated_texts(kind) if text.rating]
-    unseen = [tweets[n] for n in held_out]
+    known, unseen = [tweets[n] for n in train], [tweets[n] for n in held_out]
     (x, y), (x_held_out, y_held_out) = (
-        ([words_of(item.text) for item in items], np.array([item.rating > 0 for item in items], np.float32))
+        ([words_of(item.text) for item in items], np.array([item.rating for item in items], np.float32))
         for items in (known, unseen)
     )
     return x, y, x_held_out, y_held_out, [item.text for item in unseen]
+
+
+def strength(rating: np.ndarray) -> np.ndarray:
+    """How positive a text is for a network that learns it, from 0 to 1: a text that divides its readers is near 1/2."""
+    return 1 / (1 + np.exp(-2 * rating))
 
 
 def baselines(
     x: list[list[str]], y: np.ndarray, x_held_out: list[list[str]], y_held_out: np.ndarray
 ) -> dict[str, float]:
     """The more frequent answer, and naive Bayes: a sum of log odds of words, whatever their order."""
+    y, y_held_out = y > 0, y_held_out > 0
     vocabulary = task_data.Vocabulary(x, least=2)
     counts = np.ones((2, len(vocabulary)))
     for words, label in zip(x, y, strict=True):

@@ -3,9 +3,9 @@
 python examples/sentiment_numpy.py [--cell rnn|lstm|gru]
 
 x_t = row of E for word t                           [D], dropout
-h   = [last h of both directions of layer(x)]       [2 H], dropout
+h   = mean over t of layer(x), both directions      [2 H], dropout
 p   = sigmoid(w h + b)
-loss = mean over the batch of -log p, or -log(1 - p) for a negative text
+loss = mean over the batch of -y log p - (1 - y) log(1 - p), y the text's strength
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sentiment_data import baselines, load
+from sentiment_data import baselines, load, strength
 from task_data import DataError, Vocabulary
 from tqdm import tqdm
 
@@ -30,7 +30,7 @@ class Classifier:
     def __init__(self, cell: str, words: int, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.layer = CELLS[cell](EMBEDDING, HIDDEN, bidirectional=True, seed=self.rng)
-        self.E = self.rng.standard_normal((words, EMBEDDING), dtype=np.float32)
+        self.E = 0.1 * self.rng.standard_normal((words, EMBEDDING), dtype=np.float32)
         self.w = self.rng.uniform(-0.07, 0.07, 2 * HIDDEN).astype(np.float32)
         self.b = np.zeros(1, np.float32)
         self.parameters = {"E": self.E, "w": self.w, "b": self.b, **self.layer.parameters}
@@ -41,28 +41,22 @@ class Classifier:
 
     def __call__(self, words: Any, lengths: Any) -> Any:
         """words: [T, B], to logits [B]"""
-        _, state = self.layer(self.E[words], lengths=lengths)
-        return last(state) @ self.w + self.b
+        h, _ = self.layer(self.E[words], lengths=lengths)
+        return h.sum(axis=0) / lengths[:, None] @ self.w + self.b
 
     def gradients(self, words: Any, lengths: Any, y: Any) -> tuple[float, dict[str, Any]]:
         """The loss of one batch, and d loss / d parameter by name."""
         kept_x, kept_h = self.mask(*words.shape, EMBEDDING), self.mask(len(y), 2 * HIDDEN)
-        _, state, tape = self.layer.forward(self.E[words] * kept_x, lengths=lengths)
-        h = last(state) * kept_h
+        steps, _, tape = self.layer.forward(self.E[words] * kept_x, lengths=lengths)
+        h = steps.sum(axis=0) / lengths[:, None] * kept_h  # steps are 0 beyond each end
         z = h @ self.w + self.b
         d_z = (1 / (1 + np.exp(-z)) - y) / len(y)
-        d_h = (d_z[:, None] * self.w * kept_h).reshape(len(y), 2, HIDDEN).swapaxes(0, 1)
-        grads = self.layer.backward(tape, None, (d_h, np.zeros_like(d_h)) if isinstance(state, tuple) else d_h)
+        d_h = d_z[:, None] * self.w * kept_h / lengths[:, None]
+        grads = self.layer.backward(tape, np.broadcast_to(d_h.astype(np.float32), steps.shape))
         d_E = np.zeros_like(self.E)
         np.add.at(d_E, words, grads.input * kept_x)
-        loss = float(np.logaddexp(0, np.where(y > 0, -z, z)).mean())
+        loss = float((np.logaddexp(0, z) - y * z).mean())
         return loss, {"E": d_E, "w": d_z @ h, "b": d_z.sum(keepdims=True), **grads.parameters}
-
-
-def last(state: Any) -> Any:
-    """[B, 2 H]"""
-    h = state[0] if isinstance(state, tuple) else state
-    return h.swapaxes(0, 1).reshape(h.shape[1], -1)
 
 
 def padded(rows: Sequence[Any]) -> tuple[Any, Any]:
@@ -93,7 +87,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Sentiment of tweets with NumPy and rnnfast alone.")
     parser.add_argument("--cell", choices=CELLS, default="gru")
     parser.add_argument("--epochs", type=int, default=6, metavar="N")
-    parser.add_argument("--limit", type=int, metavar="N", help="use this many tweets, and no reviews")
+    parser.add_argument("--limit", type=int, metavar="N", help="use this many tweets")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--threads", type=int, metavar="N")
     options = parser.parse_args()
@@ -106,12 +100,12 @@ def main() -> int:
         return 2
     vocabulary = Vocabulary(texts, least=2)
     model = Classifier(options.cell, len(vocabulary), options.seed)
-    train(model, [vocabulary.encode(words) for words in texts], y, options.epochs)
+    train(model, [vocabulary.encode(words) for words in texts], strength(y), options.epochs)
     found = model(*padded([vocabulary.encode(words) for words in unseen])) > 0
     print("held out, accuracy, %:")
     for name, score in [
         *baselines(texts, y, unseen, expected).items(),
-        (options.cell, 100 * (found == expected).mean()),
+        (options.cell, 100 * (found == (expected > 0)).mean()),
     ]:
         print(f"  {name:24} {score:.2f}")
     return 0

@@ -6,14 +6,14 @@ Source: Luong, Pham, Manning, Effective approaches to attention-based neural mac
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from task_data import Vocabulary, split
-from task_training import CELLS, Sequences, Task, joined, mapped, written
+from task_training import CELLS, Sequences, Task, joined, mapped, padded, written
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 
 class Translator(nn.Module):
@@ -37,8 +37,7 @@ class Translator(nn.Module):
     def encode(self, source: PackedSequence) -> tuple[Tensor, Tensor, Any]:
         """Memory [B, S, H], what of it is padding [B, S], the decoder's first state."""
         output, state = self.encoder(mapped(lambda numbers: self.dropout(self.embed_source(numbers)), source))
-        memory, lengths = pad_packed_sequence(output, batch_first=True)
-        return memory, torch.arange(memory.shape[1]) >= lengths[:, None], joined(state)
+        return *padded(output), joined(state)
 
     def attend(self, h: Tensor, memory: Tensor, padding: Tensor) -> Tensor:
         """h [B, T, H] -> logits [B, T, V]"""
@@ -49,7 +48,7 @@ class Translator(nn.Module):
         """Logits [B, T, V] of the symbols after each of the inputs."""
         memory, padding, state = self.encode(source)
         output, _ = self.decoder(mapped(lambda numbers: self.dropout(self.embed_target(numbers)), inputs), state)
-        return self.attend(pad_packed_sequence(output, batch_first=True)[0], memory, padding)
+        return self.attend(padded(output)[0], memory, padding)
 
     def write(self, source: PackedSequence, longest: int) -> list[list[int]]:
         memory, padding, start = self.encode(source)
@@ -79,18 +78,26 @@ class Targets:
 class PairTask(Task):
     """Learns from pairs of sequences of symbols, and writes the second for held-out firsts."""
 
+    hidden = 256
+
     def __init__(self, options: argparse.Namespace, pairs: Sequence[tuple[Any, Any]], held_out: int) -> None:
         """held_out: how many at most; pairs with the same source stay together."""
         pairs = pairs[: options.limit]
         train, unseen = split(len(pairs), min(0.2, held_out / len(pairs)), [str(pair[0]) for pair in pairs])
         self.known, self.unseen = [pairs[n] for n in train], [pairs[n] for n in unseen]
         sources, targets = zip(*self.known, strict=True)
+        read, write = self.speller(sources), self.speller(targets)
+        sources, targets = [*map(read, sources)], [*map(write, targets)]
         self.source, self.target = Vocabulary(sources), Vocabulary(targets)
         self.x, self.y = Sequences([self.source.encode(row) for row in sources]), Targets(self.target, targets)
-        self.questions = Sequences([self.source.encode(row) for row, _ in self.unseen])
+        self.questions = Sequences([self.source.encode(read(row)) for row, _ in self.unseen])
         self.longest = 2 * self.y.outputs.padded.shape[1]
-        self.size = len(self.x)
-        self.model: Translator = Translator(options.cell, len(self.source), len(self.target))
+        self.size, self.lengths = len(self.x), self.x.lengths + self.y.inputs.lengths
+        self.model: Translator = Translator(options.cell, len(self.source), len(self.target), hidden=self.hidden)
+
+    def speller(self, texts: Sequence[Any]) -> Callable[[Any], Sequence[str]]:
+        """What turns a text like these into symbols; by default each of its elements is one."""
+        return list
 
     def loss(self, batch: Tensor) -> Tensor:
         return self.y.loss(self.model(self.x.packed(batch), self.y.inputs.packed(batch)), batch)

@@ -281,6 +281,24 @@ class Vocabulary:
         return found
 
 
+class Speller:
+    """Writes texts as symbols: a word that training data has at least `least` times is one, others are their letters.
+
+    A word begins with the space before it.
+    """
+
+    def __init__(self, texts: Iterable[str], least: int) -> None:
+        counts = Counter(word for text in texts for word in self.words(text))
+        self.whole = {word for word, count in counts.items() if count >= least}
+
+    @staticmethod
+    def words(text: str) -> list[str]:
+        return [f" {word}" for word in text.split()]
+
+    def __call__(self, text: str) -> list[str]:
+        return [symbol for word in self.words(text) for symbol in ([word] if word in self.whole else word)]
+
+
 def split(count: int, held_out: float, groups: Sequence[Hashable] | None = None) -> tuple[Any, Any]:
     """Numbers of training and of held-out examples, always the same ones. Examples of one group stay together."""
     keys = list(range(count)) if groups is None else groups

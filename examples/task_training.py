@@ -38,13 +38,22 @@ class Task:
 
     model: nn.Module
     size: int  # number of training examples
+    lengths: Tensor | None = None  # of the training examples, [size]
 
     def __init__(self, options: argparse.Namespace) -> None:
         """Reads the data and makes the model. options: cell, limit (of examples; None for all)."""
 
     def batches(self) -> Sequence[Any]:
-        """One epoch's batches; by default numbers of training examples, [B], in a new order."""
-        return torch.randperm(self.size).split(self.batch)
+        """One epoch's batches; by default numbers of training examples, [B], in a new order.
+
+        With `lengths`, examples of about the same length come together, so that the last steps are no lonely ones.
+        """
+        order = torch.randperm(self.size)
+        if self.lengths is None:
+            return order.split(self.batch)
+        parts = [part[self.lengths[part].argsort()] for part in order.split(16 * self.batch)]
+        batches = [batch for part in parts for batch in part.split(self.batch)]
+        return [batches[n] for n in torch.randperm(len(batches)).tolist()]
 
     def loss(self, batch: Any) -> Tensor:
         raise NotImplementedError
@@ -83,6 +92,30 @@ class Sequences:
 def mapped(function: Callable[[Tensor], Tensor], packed: PackedSequence) -> PackedSequence:
     """The function applied to the steps of all sequences at once."""
     return PackedSequence(function(packed.data), packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+
+
+def sequence_of(packed: PackedSequence) -> Tensor:
+    """The number of the sequence that each of the packed steps belongs to."""
+    order = torch.arange(packed.batch_sizes[0]) if packed.sorted_indices is None else packed.sorted_indices
+    return torch.cat([order[:count] for count in packed.batch_sizes.tolist()])
+
+
+def padded(packed: PackedSequence) -> tuple[Tensor, Tensor]:
+    """[B, T, ...] and where it is padding, [B, T]: torch's `pad_packed_sequence` in one gather, not step by step.
+
+    Padding is not 0, but any of the steps.
+    """
+    begins = packed.batch_sizes.cumsum(0) - packed.batch_sizes
+    order = torch.arange(packed.batch_sizes[0]) if packed.unsorted_indices is None else packed.unsorted_indices
+    padding = order[:, None] >= packed.batch_sizes
+    place = (begins + order[:, None]).masked_fill(padding, 0)
+    return nn.functional.embedding(place, packed.data), padding
+
+
+def mean_over_time(packed: PackedSequence) -> Tensor:
+    """[B, H]"""
+    h, padding = padded(packed)
+    return h.masked_fill(padding[..., None], 0).sum(dim=1) / (~padding).sum(dim=1, keepdim=True)
 
 
 def last(state: Any) -> Tensor:
@@ -160,7 +193,7 @@ def train(task: Task, epochs: int) -> Iterator[tuple[float, float]]:
     from tqdm import tqdm
 
     parameters = list(task.model.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=task.rate, betas=(0.9, 0.99), foreach=True)
+    optimizer = torch.optim.Adam(parameters, lr=task.rate, betas=(0.9, 0.99), fused=True)
     total = epochs * len(task.batches())
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 30, 1 - step / total))
     interval = 0.1 if sys.stderr.isatty() else 5.0  # in a log each state of the bar is a line
@@ -168,7 +201,7 @@ def train(task: Task, epochs: int) -> Iterator[tuple[float, float]]:
         for epoch in range(epochs):
             task.model.train()
             losses = []
-            begin = time.perf_counter()
+            begin = clock()
             for batch in task.batches():
                 optimizer.zero_grad()
                 loss = task.loss(batch)
@@ -178,10 +211,15 @@ def train(task: Task, epochs: int) -> Iterator[tuple[float, float]]:
                 schedule.step()
                 losses.append(loss.item())
                 bar.update()
-            seconds = time.perf_counter() - begin
+            seconds = clock() - begin
             mean = float(np.mean(losses))
             bar.set_postfix_str(f"epoch {epoch + 1}, loss {mean:.3f}", refresh=False)
             yield mean, seconds
+
+
+def clock() -> float:
+    """Seconds; with one thread those of the processor, which other programs on the machine disturb less."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def measured(task: Task) -> float:
@@ -219,11 +257,11 @@ def recurrent_seconds(task: Task, batches: int = 16, repeats: int = 5) -> float:
         hook.remove()
 
     def once() -> float:
-        begin = time.perf_counter()
+        begin = clock()
         for module, inputs, gradients in calls:
             pairs = [pair for pair in zip(tensors(module(*inputs)), gradients, strict=True) if pair[1] is not None]
             torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
-        return time.perf_counter() - begin
+        return clock() - begin
 
     return min(once() for _ in range(repeats)) * len(epoch) / min(len(epoch), batches)
 
@@ -244,6 +282,26 @@ def detached(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(detached(part) for part in value)
     return value.detach().clone().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+
+
+@torch.no_grad()
+def start_weights(model: nn.Module) -> None:
+    """First weights of the recurrent layers, as Keras has them.
+
+    Orthogonal matrices for h, which keep its length; Glorot's for the inputs; an LSTM's forget gates are open.
+    """
+    for module in model.modules():
+        if not isinstance(module, nn.RNNBase):
+            continue
+        for name, parameter in module.named_parameters():
+            gates = parameter.split(module.hidden_size)
+            for place, gate in enumerate(gates):
+                if name.startswith("weight_hh"):
+                    nn.init.orthogonal_(gate)
+                elif name.startswith("weight_ih"):
+                    nn.init.xavier_uniform_(gate)
+                else:
+                    nn.init.constant_(gate, float(module.mode == "LSTM" and name.startswith("bias_ih") and place == 1))
 
 
 def accelerated(model: nn.Module, framework: str) -> nn.Module:
@@ -267,6 +325,7 @@ def main(kind: type[Task], about: str) -> int:
     except (DataError, ImportError) as error:
         print(error, file=sys.stderr)
         return 2
+    start_weights(task.model)
     accelerated(task.model, options.framework)
     torch.manual_seed(options.seed)  # the batches, whatever the model drew
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
@@ -340,7 +399,7 @@ def draw(task: Task, options: Any, losses: list[float], scores: list[float], bas
         right.set(title="Held-out score", xlabel="epoch", ylabel=task.metric)
         for panel in (left, right):
             panel.xaxis.get_major_locator().set_params(integer=True)
-        right.legend(frameon=False, loc="best")
+        figure.legend(frameon=False, loc="outside lower right", ncols=4)
         figure.suptitle(f"{Path(sys.argv[0]).stem.replace('_', ' ')}: {options.cell}, {options.framework}")
         figure.savefig(options.out, dpi=120)
         plt.close(figure)

@@ -12,9 +12,9 @@ import argparse
 import numpy as np
 import task_data
 import torch
-from task_training import CELLS, Sequences, Task, main, mapped
+from task_training import CELLS, Sequences, Task, main, mapped, mean_over_time
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 SPEAKERS = 9
 
@@ -30,8 +30,7 @@ class Classifier(nn.Module):
 
     def forward(self, x: PackedSequence) -> Tensor:
         """[B, 9]"""
-        output, lengths = pad_packed_sequence(self.layer(x)[0])  # [T, B, 2 H], 0 beyond each end
-        return self.head(self.dropout(output.sum(dim=0) / lengths[:, None]))
+        return self.head(self.dropout(mean_over_time(self.layer(x)[0])))
 
 
 class Vowels(Task):
