@@ -111,7 +111,8 @@ def noticed(project: Path, site: Path, tests: str) -> bool:
 
 
 def main() -> None:
-    chosen = [entry for entry in BREAKS if all(word in entry.promise for word in sys.argv[1:])]
+    words = sys.argv[1:] or [""]
+    chosen = [entry for entry in BREAKS if any(word in entry.promise for word in words)]
     kept = []
     with tempfile.TemporaryDirectory() as name:
         project, site = Path(name) / "project", Path(name) / "site"
