@@ -18,6 +18,7 @@ import pytest
 
 import rnnfast as rf
 from oracle import Axes, exact_threads, layer_results
+from test_threads import not_under_tsan
 
 KINDS: dict[str, Callable[..., Any]] = {
     "rnn": rf.RNN,
@@ -383,7 +384,7 @@ print(len(os.listdir("/proc/self/task")) - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="this system does not list the threads of a process")
-@pytest.mark.skipif("tsan" in os.environ.get("LD_PRELOAD", ""), reason="ThreadSanitizer has a thread of its own")
+@not_under_tsan
 def test_exact_threads_are_that_many_however_small_the_work() -> None:
     """Without which the tests above would compare one thread with itself."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from test_threads import backends, run
+from test_threads import backends, not_under_tsan, run
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 each_backend = pytest.mark.parametrize("backend", backends())
@@ -80,6 +80,7 @@ assert results() == want
 
 @needs_torch
 @pytest.mark.parametrize(("backend", "first"), [("openmp", "torch"), ("openmp", "rnnfast"), ("pool", "rnnfast")])
+@not_under_tsan
 def test_torch_and_rnnfast_in_one_process(backend: str, first: str) -> None:
     """In either order of import: both work, and they share one OpenMP runtime."""
     code = f"""
@@ -115,6 +116,7 @@ assert len(runtimes) == 1, runtimes
     assert done.returncode == 0, done.stderr
 
 
+@not_under_tsan
 def test_no_more_threads_than_were_asked_for_inside_a_thread_pool() -> None:
     """One caller has the workers; the others, who find them taken, run alone: 8 + 2 - 1 threads, not 8 * 2."""
     code = """

@@ -41,6 +41,11 @@ def run(code: str, backend: str, **environment: str) -> subprocess.CompletedProc
     return done
 
 
+not_under_tsan = pytest.mark.skipif(
+    "tsan" in os.environ.get("LD_PRELOAD", ""), reason="ThreadSanitizer has a thread and an OpenMP runtime of its own"
+)
+
+
 def backends() -> list[str]:
     return ["pool", "openmp"] if rf.show_config(mode="dicts")["openmp"] else ["pool"]
 
