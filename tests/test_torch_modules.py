@@ -276,7 +276,13 @@ def test_autocast_does_what_it_does_with_torchs_module(kind: str) -> None:
     ours, theirs = pair(kind, I, H)
     x = torch.randn(B, I) if kind in CELLS else torch.randn(T, B, I)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        for mine, other in zip(flat(ours(x)), flat(theirs(x)), strict=True):
+        try:
+            want = flat(theirs(x))
+        except RuntimeError as error:  # oneDNN has no LSTM in bfloat16 for every processor
+            with pytest.raises(RuntimeError, match=str(error)[:40]):
+                ours(x)
+            return
+        for mine, other in zip(flat(ours(x)), want, strict=True):
             assert mine.dtype == other.dtype and torch.equal(mine, other)
 
 
