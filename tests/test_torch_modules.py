@@ -6,6 +6,7 @@ import copy
 import io
 import itertools
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -279,7 +280,7 @@ def test_autocast_does_what_it_does_with_torchs_module(kind: str) -> None:
         try:
             want = flat(theirs(x))
         except RuntimeError as error:  # oneDNN has no LSTM in bfloat16 for every processor
-            with pytest.raises(RuntimeError, match=str(error)[:40]):
+            with pytest.raises(RuntimeError, match=re.escape(str(error)[:40])):
                 ours(x)
             return
         for mine, other in zip(flat(ours(x)), want, strict=True):
