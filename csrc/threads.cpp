@@ -229,8 +229,14 @@ bool lost_in_fork() {
   return true;
 }
 
+// As with the pool, one region at a time has threads of its own: a runtime makes a team for each thread that calls it,
+// and teams at work together would want more cores than anybody asked for. No child of a fork comes to this lock.
+std::mutex openmp_busy;
+
 bool run_openmp(int threads, Task task, void* context) {
   if (omp_in_parallel() || lost_in_fork()) return false;
+  std::unique_lock<std::mutex> lock(openmp_busy, std::try_to_lock);
+  if (!lock) return false;
 #pragma omp parallel num_threads(threads)
   {
     RegionMark mark;

@@ -273,6 +273,15 @@ def test_what_the_fuzzer_found_interesting_is_replayed(native: Path) -> None:
     assert int(replayed[0]) == len(list(corpus.iterdir())) > 50
 
 
+@pytest.mark.parametrize("backend", ["pool", "openmp"])
+def test_many_callers_have_no_more_threads_at_work_than_one_team_beyond_them(native: Path, backend: str) -> None:
+    import rnnfast as rf
+
+    if backend == "openmp" and not rf.show_config(mode="dicts")["openmp"]:
+        pytest.skip("this build has no OpenMP")
+    assert "threads: 8 callers, " in run(native / "callers", RNNFAST_THREADING=backend)
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="compares x86-64 with aarch64")
 def test_digests_are_equal_on_neon(native: Path, cross: Path) -> None:
     emulator = (program("qemu-aarch64"), "-L", f"/usr/{AARCH64}")

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
+import numpy as np
 import pytest
 
 import rnnfast as rf
@@ -25,10 +27,13 @@ import numpy as np
 import rnnfast as rf
 cells = [rf.RNN(3, 5, seed=0), rf.LSTM(3, 5, 2, bidirectional=True, seed=0), rf.GRU(3, 5, dropout=0.5, num_layers=2)]
 frozen = [cell.freeze() for cell in cells]
+wide, streams = rf.GRU(64, 128, seed=0), [frozen[0].stream(3), frozen[2].stream()]
 x = np.zeros((12, 9, 3), np.float32)
 def calls(count):
     for j in range(count):
         cell, part = cells[j % 3], x[: j % 12, : j % 9]
+        if j % 500 == 0:  # worth two threads
+            wide.backward(*wide.forward(np.ones((j // 500 % 20 + 1, 16, 64), np.float32))[::-2])
         match j % 8:
             case 0:
                 output, _, tape = cell.forward(part, lengths=[j % (len(part) + 1)] * part.shape[1])
@@ -36,6 +41,9 @@ def calls(count):
             case 1:
                 frozen[j % 3].stream(j % 9 + 1) if j % 3 != 1 else None
             case 2:
+                streams[0].step(x[0, :3])
+                streams[1].step(x[0, 0])
+            case 3:
                 try:
                     cell(part[:, :, :2])
                 except ValueError:
@@ -44,9 +52,10 @@ def calls(count):
                 frozen[j % 3](part)
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-calls(20_000)
-before = resident()
-calls(100_000)
+with rf.threads(2):
+    calls(20_000)
+    before = resident()
+    calls(100_000)
 print(resident() - before)
 """
 
@@ -71,18 +80,19 @@ with rf.threads(1):
     gradients = layer.backward(tape, output).input.tobytes()
     def size():
         return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    failures = 0
+    failures = []
     for call, expected in (
         (lambda: layer(x)[0], want),
         (lambda: layer.backward(tape, output).input, gradients),
         (lambda: layer.freeze()(x)[0], want),
     ):
+        failures.append(0)
         for spare in range(1 << 20, 1 << 30, 4 << 20):
             resource.setrlimit(resource.RLIMIT_AS, (size() + spare, resource.RLIM_INFINITY))
             try:
                 got = call()
             except MemoryError:
-                failures += 1
+                failures[-1] += 1
                 continue
             finally:
                 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -91,24 +101,27 @@ with rf.threads(1):
         else:
             raise SystemExit("it never worked")
     assert all(np.array_equal(weights[name], array) for name, array in layer.parameters.items())
-print(failures)
+print(min(failures))
 """
 
 
 @pytest.mark.usefixtures("plain_memory")
 @pytest.mark.parametrize("cell", ["RNN", "LSTM", "GRU"])
 def test_running_out_of_memory_is_an_error_and_the_next_call_is_right(cell: str) -> None:
-    assert int(run(EXHAUSTION, cell)) >= 3
+    assert int(run(EXHAUSTION, cell)) >= 1  # of each kind of call
 
 
-# The greatest resident size of a pass beyond what was there before, with all arguments and results counted.
+# The greatest resident size of a pass beyond what was there before, with all results counted.
 PEAK = """
 import sys
 import numpy as np
 import rnnfast as rf
-cell, train, segments = sys.argv[1], sys.argv[2] == "train", int(sys.argv[3])
+cell, train = sys.argv[1], sys.argv[2] == "train"
+segments, layers, directions = map(int, sys.argv[3:])
 T, B, I, H = 200, 64, 128, 256
-layer = {"LSTM": rf.LSTM, "GRU": rf.GRU, "RNN": rf.RNN}[cell](I, H, recompute=segments or None, seed=0)
+layer = {"LSTM": rf.LSTM, "GRU": rf.GRU, "RNN": rf.RNN}[cell](
+    I, H, layers, bidirectional=directions == 2, recompute=segments or None, seed=0
+)
 x = np.ones((T, B, I), np.float32)
 with rf.threads(1):
     small = layer.forward(x[:1, :1])
@@ -131,38 +144,45 @@ SAVED = {"RNN": 0, "LSTM": 5, "GRU": 4}
 MiB = 1 << 20
 
 
-def expected_peak(cell: str, train: bool, segments: int) -> int:
-    """The formulas of docs/reliability.md for one layer and direction, in bytes of float32."""
-    T, B, I, H = 200, 64, 128, 256
-    weights = GATES[cell] * H * (I + H + 2)
-    results = T * B * H
+def expected_peak(cell: str, train: bool, segments: int, layers: int, directions: int) -> int:
+    """The formulas of docs/reliability.md, in bytes of float32."""
+    T, B, I, H, D = 200, 64, 128, 256, directions
+    of_layer = [D * GATES[cell] * H * (columns + H + 2) for columns in [I] + [D * H] * (layers - 1)]
+    weights, output = sum(of_layer), T * B * D * H
+    if not train:
+        return 4 * (weights + output * min(layers, 3) + 2 * layers * D * B * H)
     block = -(-192 // B) * B
     steps = -(-T // segments) if segments else T
     rows = -(-steps // (block // B)) * block if segments else T * B
-    if not train:
-        return 4 * (weights + results + 2 * B * H)
-    saved = rows * SAVED[cell] * H
-    working = block * (COLUMNS[cell] * H + I + H)
-    gradients = T * B * I + weights
-    return 4 * (weights * (4 if segments else 3) + gradients + results + saved + working)
+    saved = rows * SAVED[cell] * H * D * (1 if segments else layers)
+    working = block * (COLUMNS[cell] * H + max(I, D * H) + H)
+    gradients = T * B * I + weights + output * min(layers - 1, 2)
+    scratch = max(of_layer) * (3 if segments else 2)
+    return 4 * (scratch + gradients + output * layers + saved + working)
 
 
+@pytest.mark.usefixtures("plain_memory")
 @pytest.mark.parametrize("cell", ["RNN", "LSTM", "GRU"])
+@pytest.mark.parametrize(("layers", "directions"), [(1, 1), (3, 2)])
 @pytest.mark.parametrize(("train", "segments"), [(False, 0), (True, 0), (True, 8)])
-def test_the_peak_of_a_pass_follows_the_formula(cell: str, train: bool, segments: int) -> None:
-    got = int(run(PEAK, cell, "train" if train else "call", str(segments)))
-    want = expected_peak(cell, train, segments)
-    # Allocators round up, and blocks of more than 4 MiB lie in whole huge pages.
-    assert got < 1.15 * want + 8 * MiB, (got / MiB, want / MiB)
-    if train and not segments:  # tight from below too, where the tape is most of it
-        assert got > 0.7 * want, (got / MiB, want / MiB)
+def test_the_peak_of_a_pass_follows_the_formula(
+    cell: str, train: bool, segments: int, layers: int, directions: int
+) -> None:
+    got = int(run(PEAK, cell, "train" if train else "call", str(segments), str(layers), str(directions)))
+    want = expected_peak(cell, train, segments, layers, directions)
+    # Allocators round up, and blocks of more than 4 MiB lie in whole huge pages; from below, so that the formulas say
+    # something: not all that they add up is there at the same time.
+    assert 0.7 * want < got < 1.15 * want + 8 * MiB, (got / MiB, want / MiB)
 
 
-def test_a_tape_has_the_size_of_the_formula() -> None:
-    import numpy as np
-
-    for cell in (rf.RNN, rf.LSTM, rf.GRU):
-        layer = cell(16, 64, 2, bidirectional=True)
-        *_, tape = layer.forward(np.zeros((7, 5, 16), np.float32))
-        want = 4 * (2 * 2 * 7 * 5 * SAVED[cell.__name__] * 64 + 7 * 5 * 2 * 64)
+@pytest.mark.parametrize("recompute", [None, 1, 4])
+@pytest.mark.parametrize("cell", [rf.RNN, rf.LSTM, rf.GRU])
+def test_a_tape_has_the_size_of_the_formula(cell: Any, recompute: int | None) -> None:
+    T, B, H = 1000, 5, 64
+    layer = cell(16, H, 2, bidirectional=True, recompute=recompute)
+    for lengths in (None, [1000, 0, 17, 400, 1]):
+        *_, tape = layer.forward(np.zeros((T, B, 16), np.float32), lengths=lengths)
+        rows = T * B if lengths is None else sum(lengths)
+        kept = SAVED[cell.__name__] * rows if recompute is None else recompute * B * (cell is rf.LSTM)
+        want = 4 * (2 * 2 * kept * H + T * B * 2 * H)
         assert want <= tape.nbytes <= want + 64 * 8

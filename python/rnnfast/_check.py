@@ -18,6 +18,7 @@ Shape = tuple[int, ...]
 
 MOST_LAYERS = 10_000
 MOST_THREADS = 1024
+MOST_NAMED = 20  # of the names or errors that one message lists
 MOST_BYTES = 2**62  # products of sizes beyond this could overflow the engine's 64-bit arithmetic
 
 
@@ -428,9 +429,9 @@ def state_dict(
     values: dict[str, Array] = {}
     errors = []
     if strict and missing:
-        errors.append("Missing key(s) in state_dict: " + ", ".join(f'"{name}"' for name in missing) + ".")
+        errors.append(f"Missing key(s) in state_dict: {_first(_quoted(missing), ', ')}.")
     if strict and unexpected:
-        errors.append("Unexpected key(s) in state_dict: " + ", ".join(f'"{name}"' for name in unexpected) + ".")
+        errors.append(f"Unexpected key(s) in state_dict: {_first(_quoted(unexpected), ', ')}.")
     for name, shape in shapes.items():
         if name not in mapping:
             continue
@@ -446,8 +447,18 @@ def state_dict(
         except (TypeError, ValueError) as error:
             errors.append(f"{error}.")
     if errors:
-        raise ValueError(f"Error(s) in loading state_dict for {class_name}:\n\t" + "\n\t".join(errors))
+        raise ValueError(f"Error(s) in loading state_dict for {class_name}:\n\t" + _first(errors, "\n\t"))
     return values, missing, unexpected
+
+
+def _quoted(names: Sequence[str]) -> list[str]:
+    return [f'"{name}"' for name in names]
+
+
+def _first(texts: Sequence[str], separator: str) -> str:
+    """As many as anybody reads."""
+    shown, more = texts[:MOST_NAMED], len(texts) - MOST_NAMED
+    return separator.join([*shown, f"and {more} more"] if more > 0 else shown)
 
 
 # --- training ---

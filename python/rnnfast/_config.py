@@ -6,6 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,13 +73,13 @@ class Config:
     def directions(self) -> int:
         return 2 if self.bidirectional else 1
 
-    @property
+    @cached_property
     def hidden_sizes(self) -> tuple[int, ...]:
         """Of each layer."""
         size = self.hidden_size
         return size if isinstance(size, tuple) else (size,) * self.num_layers
 
-    @property
+    @cached_property
     def widths(self) -> tuple[int, ...]:
         """Of h of each layer: its units, or the size they are projected to."""
         return (self.proj_size,) * self.num_layers if self.proj_size else self.hidden_sizes
@@ -87,7 +88,7 @@ class Config:
     def output_size(self) -> int:
         return self.directions * self.widths[-1]
 
-    @property
+    @cached_property
     def input_sizes(self) -> tuple[int, ...]:
         """Of each layer."""
         return (self.input_size, *(self.directions * width for width in self.widths[:-1]))
