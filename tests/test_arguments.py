@@ -242,7 +242,7 @@ def test_any_arguments_are_refused_with_a_message_or_give_the_reference_s_result
     arguments[0] = np.where(np.abs(x) < np.finfo(x.dtype).smallest_normal, 0, x)  # inside a call denormals are zeros
     want = reference_results(layer, *arguments, masks=masks, **keywords)
     moved = sensitivity(layer, arguments, masks, want, **keywords)
-    if moved > 20:  # a kink: rounding alone decides
+    if moved > 1:  # a sum that cancels, or a kink: rounding alone decides
         event("not well posed")
         return
     # Of thousands of cases some are beyond a tolerance that is meant for a few; a mistake is beyond it by far more.
