@@ -31,7 +31,7 @@ MUTATIONS = [
     ("math.h", "0x1.62e4p-1f", "0x1.62e2p-1f"),
     ("math.h", "x = x < splat(low) ? splat(low) : x;", "x = x >= splat(low) ? x : splat(low);"),
     ("math.h", "magnitude > splat(Constants<T>::tanh_high)", "magnitude > splat(T(4))"),
-    ("gemm.h", "k < k_size; ++k) {\n    vec<T> w", "k < k_size - 1; ++k) {\n    vec<T> w"),
+    ("gemm.h", "k < k_size; ++k)\n    add_products", "k < k_size - 1; ++k)\n    add_products"),
     ("gemm.h", "most > left", "most > left + 1"),
     ("gemm.h", "const int64_t next = rows * (j + 1) / tiles;",
      "const int64_t next = min(rows, (j + 1) * tallest - 1);"),

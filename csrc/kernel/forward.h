@@ -374,6 +374,8 @@ template <class C, class T> class ForwardPass {
   }
 
   struct StepTiles : Step {
+    static constexpr int most_panels = 8;
+
     template <int R, int P> void tile(int64_t panel, int64_t row) const {
       const ForwardPass& pass = this->pass;
       const Layer& layer = this->layer;

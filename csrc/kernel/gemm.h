@@ -21,19 +21,21 @@ template <class T> constexpr int64_t panels_of(int64_t units) { return ceil_div(
 
 // Panels side by side in a full tile: one column alone would load a broadcast for every product.
 template <int Gates> constexpr int full_panels = Gates > 2 ? 1 : (registers == 32 ? 4 : 2);
-// Accumulators, one row of weights and one broadcast must fit.
-template <int Gates>
-constexpr int full_rows = (registers - full_panels<Gates> * Gates - 1) / (full_panels<Gates> * Gates);
-// With fewer rows more panels run together: below 8 independent chains the latency of fma is the limit. With one row
-// the weights need no registers of their own, they are operands in memory.
+// Accumulators, the fewer of a row's broadcasts and a line of weights, and one of the others must fit.
+constexpr bool fits(int64_t rows, int64_t columns) { return rows * columns + min(rows, columns) + 1 <= registers; }
+template <int Gates> constexpr int full_rows_from(int rows) {
+  return fits(rows + 1, full_panels<Gates> * Gates) ? full_rows_from<Gates>(rows + 1) : rows;
+}
+template <int Gates> constexpr int full_rows = full_rows_from<Gates>(1);
+// With fewer rows more panels run together: below 8 independent chains the latency of fma is the limit.
 template <int Gates> constexpr int64_t panels_for(int64_t rows) {
   int64_t panels = 8;
-  while (panels > 1 && (rows + (rows > 1)) * Gates * panels + 2 > registers) panels /= 2;
+  while (panels > 1 && !fits(rows, Gates * panels)) panels /= 2;
   return panels;
 }
 
-// A kind of tile is a class with `template <int Rows, int Panels> void tile(int64_t panel, int64_t row) const`. This is
-// the table of its instances; panels run together are 1, 2, 4 or 8.
+// A kind of tile is a class with `template <int Rows, int Panels> void tile(int64_t panel, int64_t row) const` and the
+// number of panels that it runs together at most. This is the table of its instances; panels are 1, 2, 4 or 8.
 template <class Kind, int Gates> struct Tiles {
   using Tile = void (Kind::*)(int64_t panel, int64_t row) const;
   static constexpr int max_rows = full_rows<Gates>;
@@ -41,7 +43,7 @@ template <class Kind, int Gates> struct Tiles {
 
   constexpr Tiles() { add_rows<max_rows>(); }
   template <int Rows> constexpr void add_rows() {
-    add_panels<Rows, panels_for<Gates>(Rows)>();
+    add_panels<Rows, min(panels_for<Gates>(Rows), Kind::most_panels)>();
     if constexpr (Rows > 1) add_rows<Rows - 1>();
   }
   template <int Rows, int Panels> constexpr void add_panels() {
@@ -81,22 +83,36 @@ template <int Gates, class Kind> void run_tiles(const Kind& kind, int64_t rows, 
 
 // --- the register tile ---
 
+// acc[r][c] += x(r) * w(c). The fewer of the two are in registers all together, the others one after another.
+template <int Rows, int Columns, class T, class X, class W>
+RNNFAST_INLINE void add_products(vec<T> (&acc)[Rows][Columns], const X& x, const W& w) {
+  if constexpr (Rows < Columns) {
+    vec<T> all[Rows];
+    RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r) all[r] = x(r);
+    RNNFAST_UNROLL_FOR (int c = 0; c < Columns; ++c) {
+      const vec<T> one = w(c);
+      RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r) acc[r][c] = fma(all[r], one, acc[r][c]);
+    }
+  } else {
+    vec<T> all[Columns];
+    RNNFAST_UNROLL_FOR (int c = 0; c < Columns; ++c) all[c] = w(c);
+    RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r) {
+      const vec<T> one = x(r);
+      RNNFAST_UNROLL_FOR (int c = 0; c < Columns; ++c) acc[r][c] = fma(one, all[c], acc[r][c]);
+    }
+  }
+}
+
 // acc[r][p * gates + g] += sum over k of a[r][k * a_step] * b[p][k][column of g], in the order of k.
 // b is [k][b_columns][lane]; Map is the column of each gate.
 template <class Map, int AStep, int BColumns, int Rows, int Panels, class T>
 RNNFAST_INLINE void accumulate(vec<T> (&acc)[Rows][Panels * Map::count], const T* const (&a)[Rows],
                                const T* const (&b)[Panels], int64_t k_size) {
   constexpr int gates = Map::count, width = lanes<T>;
-  for (int64_t k = 0; k < k_size; ++k) {
-    vec<T> w[Panels * gates];
-    RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p)
-      RNNFAST_UNROLL_FOR (int g = 0; g < gates; ++g)
-        w[p * gates + g] = load(b[p] + (k * BColumns + Map::at(g)) * width);
-    RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r) {
-      const vec<T> x = splat(a[r][k * AStep]);
-      RNNFAST_UNROLL_FOR (int c = 0; c < Panels * gates; ++c) acc[r][c] = fma(x, w[c], acc[r][c]);
-    }
-  }
+  for (int64_t k = 0; k < k_size; ++k)
+    add_products<Rows, Panels * gates, T>(
+        acc, [&](int r) { return splat(a[r][k * AStep]); },
+        [&](int c) { return load(b[c / gates] + (k * BColumns + Map::at(c % gates)) * width); });
 }
 
 // acc[r][p] += sum over units u and gates g of a[r](u, column of g) * b[p][u][g], u ascending and g within u.
@@ -111,13 +127,10 @@ RNNFAST_INLINE void accumulate_units(vec<T> (&acc)[Rows][Panels], const T* const
   for (uint64_t u = 0; u < static_cast<uint64_t>(units); ++u) {
     const uint64_t at = u / width * static_cast<uint64_t>(panel_stride) + u % width;
     RNNFAST_UNROLL_FOR (int g = 0; g < gates; ++g) {
-      vec<T> w[Panels];
-      RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) w[p] = load(b[p] + offset);
+      add_products<Rows, Panels, T>(
+          acc, [&](int r) { return splat(a[r][at + static_cast<uint64_t>(Map::at(g)) * width]); },
+          [&](int p) { return load(b[p] + offset); });
       offset += width;
-      RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r) {
-        const vec<T> x = splat(a[r][at + static_cast<uint64_t>(Map::at(g)) * width]);
-        RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) acc[r][p] = fma(x, w[p], acc[r][p]);
-      }
     }
   }
 }
@@ -127,7 +140,8 @@ RNNFAST_INLINE void accumulate_units(vec<T> (&acc)[Rows][Panels], const T* const
 // sums[k] = sum over rows of operand[row][k] * da[row][column of g]: a block of rows' share of a weight gradient.
 // The operand is [tile of `height` inputs][row][height], da is [panel][row][column][lane], sums [panel][k][gate][lane].
 template <class Map, int DaColumns, class T> struct WeightSums {
-  static constexpr int gates = Map::count, width = lanes<T>, height = full_rows<gates>;
+  static constexpr int gates = Map::count, width = lanes<T>, height = full_rows<gates>,
+                       most_panels = full_panels<gates>;
   const T *operand, *da;
   int64_t operand_stride, da_stride;  // between tiles, between panels
   int64_t inputs, rows;
@@ -163,7 +177,7 @@ template <class Map, int DaColumns, class T> struct WeightSums {
 
   void run(int64_t first_panel, int64_t last_panel, int64_t first_tile, int64_t last_tile) const {
     for (int64_t panel = first_panel, panels; panel < last_panel; panel += panels) {
-      panels = panel_group(last_panel - panel, full_panels<gates>);
+      panels = panel_group(last_panel - panel, most_panels);
       for (int64_t j = first_tile; j < last_tile; ++j)
         run_tile<gates>(*this, panel, panels, j * height, min(height, inputs - j * height));
     }
@@ -172,7 +186,7 @@ template <class Map, int DaColumns, class T> struct WeightSums {
 
 // out[row] = sum over units u and gates g of da[row](u, column of g) * weights[panel][u][g]: da W or da U.
 template <class Map, class T> struct UnitSums {
-  static constexpr int width = lanes<T>;
+  static constexpr int width = lanes<T>, most_panels = 8;
   const T *da, *weights;
   int64_t da_stride, row_stride;  // between panels, between rows
   int64_t units;

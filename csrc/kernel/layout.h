@@ -127,6 +127,7 @@ RNNFAST_INLINE void store_sums(const Sums<T, Gates, R, P>& sums, T* const (&out)
 
 // sums = rows times packed weights, to [panel][row][gate][lane].
 template <int Gates, class T> struct Products {
+  static constexpr int most_panels = 8;
   const T* const* rows;
   const T* packed;  // [panel][k][gate][lane]
   int64_t k_size;

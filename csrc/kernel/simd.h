@@ -37,7 +37,7 @@ constexpr int vector_bytes = 32, registers = 16;
 #elif defined(__aarch64__)
 constexpr int vector_bytes = 16, registers = 32;
 #else
-constexpr int vector_bytes = 16, registers = 16;
+constexpr int vector_bytes = 16, registers = 15;  // the 16th holds a product before it is added
 #endif
 
 template <class T> struct vector_of;
