@@ -24,7 +24,7 @@ template <class T> class Plain {
     train_ = train;
     layers_.clear();
     for (int64_t number = 0; number < s_.num_layers * D_; ++number) {
-      layers_.push_back(make_layer(number / D_, number % D_));
+      layers_.emplace_back(math_, p_, number / D_, number % D_);
       forward_layer(layers_.back());
     }
   }
@@ -58,32 +58,27 @@ template <class T> class Plain {
     std::vector<Columns> a;                       // [T, B, H]: the arguments of the activations
     std::vector<Columns> x_hat, h_hat;            // [T, B, H]: the normalized sums of the gates
     std::vector<std::array<Moments, 3>> moments;  // [T, B]: of the sums over x, over h, and of c
+
+    Layer(const PlainMath<T>& math, const Forward& pass, int64_t layer, int64_t direction)
+        : l(layer),
+          d(direction),
+          number(l * pass.spec.num_directions + d),
+          I(inputs_of(pass.spec, l)),
+          H(units_of(pass.spec, l)),
+          S(outputs_of(pass.spec, l)),
+          top(l + 1 == pass.spec.num_layers),
+          w(pass.weights + number),
+          cell(math, pass.spec, d),
+          rows(pass, d),
+          h(size(pass.steps * pass.batch * S)),
+          c(size(pass.steps * pass.batch * H)),
+          a(c.size()) {
+      if (!pass.spec.layer_norm) return;
+      x_hat = h_hat = a;
+      moments.resize(size(pass.steps * pass.batch));
+    }
   };
 
-  Layer make_layer(int64_t l, int64_t d) const {
-    const int64_t number = l * D_ + d, H = units_of(s_, l), S = outputs_of(s_, l), rows = p_.steps * p_.batch;
-    Layer n{l,
-            d,
-            number,
-            inputs_of(s_, l),
-            H,
-            S,
-            l + 1 == s_.num_layers,
-            p_.weights + number,
-            {math_, s_, d},
-            {p_, d},
-            {},
-            {},
-            {},
-            {},
-            {},
-            {}};
-    n.h.resize(size(rows * S)), n.c.resize(size(rows * H)), n.a.resize(size(rows * H));
-    if (!s_.layer_norm) return n;
-    n.x_hat = n.h_hat = n.a;
-    n.moments.resize(size(rows));
-    return n;
-  }
   const Layer& layer(int64_t l, int64_t d) const { return layers_[size(l * D_ + d)]; }
 
   // --- places ---
