@@ -243,10 +243,10 @@ def test_any_arguments_are_refused_with_a_message_or_give_the_reference_s_result
     try:
         with np.errstate(over="raise"):
             want = reference_results(layer, *arguments, masks=masks, **keywords)
+            moved = sensitivity(layer, arguments, masks, want, **keywords)
     except FloatingPointError:  # unbounded gates can square the state at each step
         event("overflows")
         return
-    moved = sensitivity(layer, arguments, masks, want, **keywords)
     if moved > 1:  # a sum that cancels, or a kink: rounding alone decides
         event("not well posed")
         return
