@@ -346,7 +346,7 @@ template <class C, class T> class ForwardPass {
     } else if (splits()) {
       step_reset_before(all);
     } else {
-      run_tiles<C::gates>(StepTiles{all}, rows.count, part.panels.first, part.panels.last);
+      run_tiles<C::gates>(StepTiles{all}, rows.count, part.panels.first, part.panels.last, t & 1);
       if (projects()) project(all);
     }
     return rows.count;

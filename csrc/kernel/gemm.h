@@ -66,18 +66,26 @@ constexpr int64_t panel_group(int64_t left, int64_t most) {
   return most;
 }
 
+// The last of the groups that panel_group makes of so many.
+constexpr int64_t last_group(int64_t left, int64_t most) { return left % most ? (left % most) & -(left % most) : most; }
+
 // All tiles of `rows` rows by panels [first, last). Tiles are of almost equal height: 7 rows are 4 + 3, not 6 + 1.
-// Panels are outermost, so that one panel's weights serve every row while they are in cache.
-template <int Gates, class Kind> void run_tiles(const Kind& kind, int64_t rows, int64_t first, int64_t last) {
+// Panels are outermost, so that one panel's weights serve every row while they are in cache. Every other step goes
+// `back` from the last panel to the first, whose end then finds in cache what the step before used last.
+template <int Gates, class Kind>
+void run_tiles(const Kind& kind, int64_t rows, int64_t first, int64_t last, bool back = false) {
   if (rows == 0) return;
   const int64_t tiles = ceil_div(rows, full_rows<Gates>), tallest = ceil_div(rows, tiles);
-  for (int64_t panel = first, panels; panel < last; panel += panels) {
-    panels = panel_group(last - panel, panels_for<Gates>(tallest));
+  const int64_t most = panels_for<Gates>(tallest);
+  while (first < last) {
+    const int64_t panels = back ? last_group(last - first, most) : panel_group(last - first, most);
+    if (back) last -= panels;
     for (int64_t j = 0, row = 0; j < tiles; ++j) {
       const int64_t next = rows * (j + 1) / tiles;
-      run_tile<Gates>(kind, panel, panels, row, next - row);
+      run_tile<Gates>(kind, back ? last : first, panels, row, next - row);
       row = next;
     }
+    if (!back) first += panels;
   }
 }
 
