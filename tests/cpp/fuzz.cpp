@@ -1,6 +1,7 @@
 // Any bytes become a case; every instruction set of this machine runs it behind guard pages and has to give the bits of
 // the plain loops. Some bytes become a wrong call, which has to be refused, or one that is interrupted.
-// Built with -DRNNFAST_FUZZ=ON (Clang) it is a libFuzzer program; else it runs the files that it is given.
+// Built with -DRNNFAST_FUZZ=ON (Clang) it is a libFuzzer program; else it runs the files that it is given, and makes a
+// wrong call in every way that it knows.
 #include <dirent.h>
 
 #include <cstdlib>
@@ -60,12 +61,15 @@ Case decode(Bytes& bytes) {
   return c;
 }
 
+const std::vector<const KernelTable*> tables = all_tables();
+
 [[noreturn]] void fail(const std::string& message) {
   std::fprintf(stderr, "%s\n", message.c_str());
   std::abort();
 }
 
-// Arrays that a wrong call names: of as many elements as any case has sequences or layers and directions.
+// Arrays that a wrong call names: of as many elements as any case has sequences or layers and directions. Global,
+// since a Spoil is a plain function, and what it puts into a call has to be there until the call is made.
 constexpr int64_t zeros[64] = {}, huge_sizes[64] = {INT64_MAX / 4};
 int64_t too_long[64];
 Weights incomplete[64];
@@ -154,21 +158,31 @@ constexpr Spoil spoils[] = {
 };
 constexpr int64_t ways = sizeof spoils / sizeof spoils[0];
 
-template <class T> void check_refused(const KernelTable& table, const Case& c, int64_t way) {
+// Whether the case can be made wrong in that way; then the call must be refused, and nothing touched.
+template <class T> bool check_refused(const KernelTable& table, const Case& c, int64_t way) {
   const Inputs<T> in(c, Side::end);
   const Outputs<T> out(c, Side::end, fills[0]), untouched(c, Side::end, fills[0]);
   Pass<T> pass(c, in, out);
   pass.forward.tape = never_read;
-  if (c.in_place || !spoils[way](pass.forward, pass.backward)) return;
+  if (c.in_place || !spoils[way](pass.forward, pass.backward)) return false;
   try {
     backward(table, pass.backward);  // which looks at the forward call too
   } catch (const std::invalid_argument&) {
     const std::string found = difference(out, untouched, fills[0]);
-    return found.empty() ? void() : fail("refused, and " + found);
+    if (found.empty()) return true;
+    fail("refused, and " + found);
   }
   fail("not refused: wrong in way " + std::to_string(way) + ", " + describe(c));
 }
 
+bool check_refused(const Case& c, int64_t way) {
+  bool refused = false;  // by all or by none: whether the case can be wrong is no matter of the kernels
+  for (const KernelTable* table : tables)
+    refused = c.dtype == Dtype::float32 ? check_refused<float>(*table, c, way) : check_refused<double>(*table, c, way);
+  return refused;
+}
+
+// How often a call may still ask whether to go on. Global, since the question is a function without arguments.
 int asks_left = 0;
 bool give_up() { return --asks_left < 0; }
 
@@ -179,10 +193,8 @@ template <class T> void check_interrupted(const KernelTable& table, const Case& 
   Pass<T> pass(c, in, out);
   pass.forward.interrupted = pass.backward.interrupted = give_up;
   asks_left = asks;
-  run_kernels(table, c, pass, Side::end, fills[0]);
+  run_kernels(table, c, pass, {Side::end, fills[0]});
 }
-
-const std::vector<const KernelTable*> tables = all_tables();
 
 }  // namespace
 
@@ -192,14 +204,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const unsigned char fill = fills[bytes.below(2)];
   const int64_t mode = bytes.below(16), detail = bytes.below(ways);
   const Case c = decode(bytes);
+  if (mode == 14) return check_refused(c, detail), 0;
   for (const KernelTable* table : tables) {
-    const bool single = c.dtype == Dtype::float32;
-    if (mode == 14) {
-      single ? check_refused<float>(*table, c, detail) : check_refused<double>(*table, c, detail);
-    } else if (mode == 15) {
-      single ? check_interrupted<float>(*table, c, static_cast<int>(detail))
-             : check_interrupted<double>(*table, c, static_cast<int>(detail));
-    } else if (const std::string found = compare(*table, c, side, fill); !found.empty()) {
+    if (mode == 15) {
+      c.dtype == Dtype::float32 ? check_interrupted<float>(*table, c, static_cast<int>(detail))
+                                : check_interrupted<double>(*table, c, static_cast<int>(detail));
+    } else if (const std::string found = compare(*table, c, {{side, fill}}); !found.empty()) {
       fail(found);
     }
   }
@@ -216,21 +226,39 @@ void replay(const std::string& path) {
 }
 
 // Inputs that need no file: numbers from a generator.
+std::array<uint8_t, 128> random_bytes(uint64_t seed) {
+  Numbers numbers(seed, 0);
+  std::array<uint8_t, 128> data;
+  for (uint8_t& byte : data) byte = static_cast<uint8_t>((numbers.next<double>() + 0.5) * 256);
+  return data;
+}
+
 void run_random(uint64_t count) {
   for (uint64_t seed = 1; seed <= count; ++seed) {
-    Numbers numbers(seed, 0);
-    uint8_t data[128];
-    for (uint8_t& byte : data) byte = static_cast<uint8_t>((numbers.next<double>() + 0.5) * 256);
-    LLVMFuzzerTestOneInput(data, sizeof data);
+    const auto data = random_bytes(seed);
+    LLVMFuzzerTestOneInput(data.data(), data.size());
   }
+}
+
+// Whether the first case that can be made wrong in that way is refused; there should be one among a thousand, since the
+// rarest is one in dozens.
+bool refuses(int64_t way) {
+  for (uint64_t seed = 1; seed <= 1000; ++seed) {
+    const auto data = random_bytes(seed);
+    Bytes bytes(data.data(), data.size());
+    if (check_refused(decode(bytes), way)) return true;
+  }
+  return false;
 }
 
 }  // namespace
 
-// fuzz FOLDER [COUNT]: the files of a folder, then so many random inputs.
+// fuzz FOLDER [COUNT]: every way of making a wrong call, the files of a folder, then so many random inputs.
 int main(int argc, char** argv) {
   DIR* folder = argc > 1 ? opendir(argv[1]) : nullptr;
   if (!folder) fail("usage: fuzz FOLDER [COUNT]");
+  for (int64_t way = 0; way < ways; ++way)
+    if (!refuses(way)) fail("no case can be wrong in way " + std::to_string(way));
   int count = 0;
   while (const dirent* entry = readdir(folder)) {
     if (entry->d_name[0] == '.') continue;
@@ -240,6 +268,6 @@ int main(int argc, char** argv) {
   closedir(folder);
   const uint64_t random = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 0;
   run_random(random);
-  std::printf("%d files, %" PRIu64 " random inputs\n", count, random);
+  std::printf("%d files, %" PRIu64 " random inputs, wrong calls refused in %" PRId64 " ways\n", count, random, ways);
 }
 #endif
