@@ -3,25 +3,37 @@
     python tests/mutate.py [numbers of mutations]
 
 Makes one deliberate mistake after another in a copy of csrc/kernel, builds the guard and the fuzz program for one
-instruction set, and says for each mistake whether they fail. Takes a quarter of an hour; not part of the tests.
+instruction set of x86-64, and says for each mistake whether they fail. Takes half an hour; not part of the tests.
 """
 
 from __future__ import annotations
 
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 SOURCE = Path(__file__).resolve().parents[1]
+TIMEOUT = 120  # seconds, where a program without a mistake takes some 20
 ISA, FLAGS = "x86_64_v3", ["-march=x86-64-v3", "-mprefer-vector-width=256"]
 KERNEL_FLAGS = ["-ffp-contract=off", "-fno-math-errno", "-fno-exceptions", "-fno-rtti"]
 COMMON = [os.environ.get("CXX", "g++"), "-std=c++17", "-O1", "-pthread"]
 
-# File, text that occurs in it, what takes its place (at the first occurrence).
-MUTATIONS = [
+
+class Mutation(NamedTuple):
+    file: str
+    before: str  # text that occurs in it; at its first occurrence comes
+    after: str
+    harmless: str = ""  # why no result changes, where that is known
+
+
+MUTATIONS = [Mutation(*row) for row in (
     ("cell_lstm.h", "fma(f, prev.c, i * g)", "fma(f, prev.c, i * o)"),
     ("cell_lstm.h", "d_c * prev.c * d_sigmoid(f)", "d_c * prev.c * d_sigmoid(i)"),
     ("cell_lstm.h", "{splat(T(0)), d_c * f}", "{splat(T(0)), d_c}"),
@@ -36,7 +48,8 @@ MUTATIONS = [
     ("gemm.h", "const int64_t next = rows * (j + 1) / tiles;",
      "const int64_t next = min(rows, (j + 1) * tallest - 1);"),
     ("gemm.h", "valid = min(width, out_size - at)", "valid = width"),
-    ("gemm.h", "add ? sums[r][p] + load_part(to, valid)", "add ? sums[r][p] + load(to)"),
+    ("gemm.h", "add ? sums[r][p] + load_part(to, valid)", "add ? sums[r][p] + load(to)",
+     "what it reads beyond the valid lanes lies in the engine's own, padded rows, and is not stored"),
     ("gemm.h", "min(width, units - p * width),\n                                   min(width, k_size - k)",
      "width,\n                                   min(width, k_size - k)"),
     ("gemm.h", "transpose_square<T, true>", "transpose_square<T, false>"),
@@ -77,7 +90,7 @@ MUTATIONS = [
     ("backward.h", "to_initial ? d : V{}", "V{}"),
     ("backward.h", "s < pass_.steps && !schedule_", "s < pass_.steps - 1 && !schedule_"),
     ("backward.h", "(2 * gates + 1) * width, n.units, g.bias_ln_c", "2 * gates * width, n.units, g.bias_ln_c"),
-]  # fmt: skip
+)]  # fmt: skip
 
 
 def build_common(folder: Path) -> list[Path]:
@@ -92,8 +105,8 @@ def build_common(folder: Path) -> list[Path]:
     return objects
 
 
-def verdict(folder: Path, objects: list[Path]) -> str:
-    """Builds the kernels in `folder` and runs both programs; which of them failed, or an empty text."""
+def verdict(folder: Path, objects: list[Path]) -> list[str]:
+    """Builds the kernels in `folder` and runs both programs; which of them failed, or did not come to an end."""
     kernels = folder / "kernels.o"
     flags = [*KERNEL_FLAGS, *FLAGS, f"-DRNNFAST_ISA_NAME={ISA}"]
     subprocess.run([*COMMON, *flags, "-c", folder / "csrc/kernels.cpp", "-o", kernels], check=True)
@@ -105,16 +118,26 @@ def verdict(folder: Path, objects: list[Path]) -> str:
         parts = [o for o in objects if o.name != other]
         subprocess.run([*COMMON, *parts, kernels, "-o", program], check=True)
         try:
-            if subprocess.run([program, *arguments], capture_output=True, timeout=120).returncode:
+            if subprocess.run([program, *arguments], capture_output=True, timeout=TIMEOUT).returncode:
                 failed.append(name)
         except subprocess.TimeoutExpired:
-            failed.append(f"{name} (does not end)")
-    return ", ".join(failed)
+            failed.append(f"time-out of {name}")
+    return failed
+
+
+def has_isa() -> bool:
+    if platform.machine() != "x86_64":
+        return False
+    flags = re.search(r"^flags\s*:(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return flags is not None and {"avx2", "fma", "bmi2"} <= set(flags.group(1).split())
 
 
 def main() -> None:
+    if not has_isa():
+        sys.exit(f"needs Linux on a CPU with {ISA}: the mistakes are built for this one instruction set")
     chosen = [int(number) for number in sys.argv[1:]] or range(len(MUTATIONS))
-    caught = 0
+    verdicts: Counter[str] = Counter()
+    programs: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         objects = build_common(folder)
@@ -122,7 +145,7 @@ def main() -> None:
         if failed := verdict(folder, objects):
             sys.exit(f"without a mistake there is one already: {failed}")
         for number in chosen:
-            file, before, after = MUTATIONS[number]
+            file, before, after, harmless = MUTATIONS[number]
             path = folder / "csrc/kernel" / file
             text = path.read_text(encoding="utf-8")
             if before not in text:
@@ -130,9 +153,13 @@ def main() -> None:
             path.write_text(text.replace(before, after, 1), encoding="utf-8")
             failed = verdict(folder, objects)
             path.write_text(text, encoding="utf-8")
-            caught += bool(failed)
-            print(f"{number:3} {file:12} {failed or 'NOT CAUGHT':16} {before!r} -> {after!r}", flush=True)
-    print(f"{caught} of {len(chosen)} caught")
+            programs.update(failed)
+            verdicts["caught" if failed else "harmless" if harmless else "missed"] += 1
+            found = ", ".join(failed) or (f"CHANGES NO RESULT: {harmless}" if harmless else "NOT CAUGHT")
+            print(f"{number:3} {file:12} {found:16} {before!r} -> {after!r}", flush=True)
+    by = ", ".join(f"{count} by {name}" for name, count in sorted(programs.items()))
+    print(f"{verdicts['caught']} of {len(chosen) - verdicts['harmless']} caught ({by})", end="; ")
+    print(f"{verdicts['harmless']} of those that change no result")
 
 
 if __name__ == "__main__":

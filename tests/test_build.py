@@ -145,8 +145,8 @@ def test_the_version_is_stated_once() -> None:
 
 
 def test_deliberate_mistakes_can_still_be_made() -> None:
-    for name, right, _ in mutate.MUTATIONS:
-        assert right in (CSRC / "kernel" / name).read_text(encoding="utf-8"), (name, right)
+    for mistake in mutate.MUTATIONS:
+        assert mistake.before in (CSRC / "kernel" / mistake.file).read_text(encoding="utf-8"), mistake
     for entry in break_promises.BREAKS:
         text = (SOURCE / entry.file).read_text(encoding="utf-8")
         assert entry.before in text and entry.also[0] in text, entry
@@ -267,10 +267,12 @@ def test_kernels_touch_nothing_but_their_own_and_equal_plain_loops(native: Path)
 
 
 def test_what_the_fuzzer_found_interesting_is_replayed(native: Path) -> None:
-    """And some inputs more: see tests/cpp/fuzz.cpp."""
-    corpus = SOURCE / "tests" / "cpp" / "corpus"
-    replayed = run(native / "fuzz", corpus, "500").split()
-    assert int(replayed[0]) == len(list(corpus.iterdir())) > 50
+    """And some inputs more, and every way of making a wrong call: see tests/cpp/fuzz.cpp."""
+    folder = SOURCE / "tests" / "cpp"
+    files, inputs, ways = map(int, re.findall(r"\d+", run(native / "fuzz", folder / "corpus", "500")))
+    assert files == len(list((folder / "corpus").iterdir())) > 50
+    assert inputs == 500
+    assert ways == (folder / "fuzz.cpp").read_text(encoding="utf-8").count("[](Forward&")
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="compares x86-64 with aarch64")
@@ -278,6 +280,14 @@ def test_digests_are_equal_on_neon(native: Path, cross: Path) -> None:
     emulator = (program("qemu-aarch64"), "-L", f"/usr/{AARCH64}")
     isa = (fma_isas() or pytest.skip("this CPU has no FMA"))[0]
     assert digests(cross, *emulator, isa="neon") == digests(native, isa=isa)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere this is the native test")
+def test_kernels_touch_nothing_but_their_own_on_neon(cross: Path) -> None:
+    """All that guard.cpp does but for three quarters of the draws of options, which would take the emulator longest."""
+    emulator = (program("qemu-aarch64"), "-L", f"/usr/{AARCH64}")
+    isa, cases = run(*emulator, cross / "guard", "neon", "100").split()[:2]
+    assert isa == "neon:" and int(cases) > 1000
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="emulates x86-64 CPUs")
