@@ -49,7 +49,7 @@ MUTATIONS = [Mutation(*row) for row in (
      "const int64_t next = min(rows, (j + 1) * tallest - 1);"),
     ("gemm.h", "valid = min(width, out_size - at)", "valid = width"),
     ("gemm.h", "add ? sums[r][p] + load_part(to, valid)", "add ? sums[r][p] + load(to)",
-     "what it reads beyond the valid lanes lies in the engine's own, padded rows, and is not stored"),
+     "to add is asked for only where rows are the engine's own, padded to whole vectors: every lane is valid"),
     ("gemm.h", "min(width, units - p * width),\n                                   min(width, k_size - k)",
      "width,\n                                   min(width, k_size - k)"),
     ("gemm.h", "transpose_square<T, true>", "transpose_square<T, false>"),
@@ -95,8 +95,9 @@ MUTATIONS = [Mutation(*row) for row in (
 
 def build_common(folder: Path) -> list[Path]:
     objects = []
-    for path in (*(SOURCE / "csrc").glob("*.cpp"), *(SOURCE / "tests/cpp").glob("*.cpp")):
-        if path.name in ("bindings.cpp", "kernels.cpp", "digest.cpp"):
+    programs = [SOURCE / "tests/cpp" / f"{name}.cpp" for name in ("guard", "fuzz")]
+    for path in (*(SOURCE / "csrc").glob("*.cpp"), *programs):
+        if path.name in ("bindings.cpp", "kernels.cpp"):
             continue
         target = folder / f"{path.stem}.o"
         defines = [f"-DRNNFAST_ISAS=ISA({ISA})", "-ffp-contract=off"]
