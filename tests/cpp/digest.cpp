@@ -71,7 +71,7 @@ template <class T> void print(const KernelTable& table, Case c, int threads) {
   const Inputs<T> in(c, Side::apart);
   const Outputs<T> out(c, Side::apart, 0);
   Pass<T> pass(c, in, out);
-  run_kernels(table, c, pass, Side::apart, 0);
+  run_kernels(table, c, pass, {Side::apart, 0});
   out.each([](const char* name, const Guarded<T>& array) {
     if (array.size()) std::printf(" %s=%016" PRIx64, name, fnv(array.data(), array.size()));
   });
