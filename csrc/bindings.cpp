@@ -260,6 +260,27 @@ rf::View<Void> view(py::handle object, const char* name, const py::dtype& type, 
 
 // --- Ctrl-C ---
 
+// Runs it without the GIL. Not pybind11's guard: at the end of the interpreter a thread that wants the GIL back is
+// ended, by an exception, which cannot leave a destructor.
+template <class Run> void without_gil(const Run& run) {
+  PyThreadState* state = PyEval_SaveThread();
+  try {
+    run();
+  } catch (...) {
+    PyEval_RestoreThread(state);
+    throw;
+  }
+  PyEval_RestoreThread(state);
+}
+
+bool interpreter_ends() {
+#if PY_VERSION_HEX >= 0x030d0000
+  return Py_IsFinalizing();
+#else
+  return _Py_IsFinalizing();
+#endif
+}
+
 thread_local std::chrono::steady_clock::time_point last_asked;
 
 // Whether a signal handler of Python's raised an exception. Taking the GIL may mean waiting for it, so seldom.
@@ -267,17 +288,15 @@ bool ask_python() {
   const auto now = std::chrono::steady_clock::now();
   if (now - last_asked < std::chrono::milliseconds(50)) return false;
   last_asked = now;
+  if (interpreter_ends()) return false;  // nor can that exception leave a kernel
   py::gil_scoped_acquire locked;
   return PyErr_CheckSignals() != 0;
 }
 
 template <class Run> void run_interruptibly(const Run& run) {
   last_asked = std::chrono::steady_clock::now();
-  bool finished;
-  {
-    py::gil_scoped_release unlocked;
-    finished = run();
-  }
+  bool finished = false;
+  without_gil([&] { finished = run(); });
   if (!finished) throw py::error_already_set();
 }
 
@@ -329,8 +348,7 @@ struct Packed {
     const auto weights = per_cell<rf::Weights>(spec, arrays, input);
     if (!spec.hidden_size) return;  // here and below: nothing to compute, so no kernel is asked
     bytes.allocate(rf::packed_bytes(table, spec));
-    py::gil_scoped_release unlocked;
-    rf::pack(table, spec, weights.data(), bytes.data());
+    without_gil([&] { rf::pack(table, spec, weights.data(), bytes.data()); });
   }
 
   // One forward pass on raw addresses; strides in elements, 0 for null. See rf::Forward for the shapes.
@@ -729,8 +747,7 @@ class Stream {
     if (work_ < worth_releasing) {
       entry_->forward(call_, scratch_.data());
     } else {
-      py::gil_scoped_release unlocked;
-      entry_->forward(call_, scratch_.data());
+      without_gil([&] { entry_->forward(call_, scratch_.data()); });
     }
   }
 

@@ -13,10 +13,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <mutex>
 #include <new>
 #include <string>
-#include <system_error>
 #include <thread>
 
 #if defined(_OPENMP)
@@ -30,7 +30,8 @@ constexpr int max_threads = 1024;
 
 // --- what is known about this thread and this process ---
 
-thread_local bool inside_region = false;
+// There as soon as a thread is: else its first use takes memory, and ends the process where there is none.
+__attribute__((tls_model("initial-exec"))) thread_local bool inside_region = false;
 
 class RegionMark {
  public:
@@ -124,13 +125,14 @@ class SignalsBlocked {
 // be joined, and nothing can hang or be used after its end, while the process exits.
 class Pool {
  public:
-  static Pool& get() {
+  // Null where there is no memory for it.
+  static Pool* get() {
     Pool* pool = current_pool.load();
-    if (pool) return *pool;
-    Pool* made = new Pool;
-    if (current_pool.compare_exchange_strong(pool, made)) return *made;
+    if (pool) return pool;
+    Pool* made = new (std::nothrow) Pool;
+    if (current_pool.compare_exchange_strong(pool, made)) return made;
     delete made;
-    return *pool;
+    return pool;
   }
 
   // False, with nothing done, where another thread's region is running.
@@ -177,17 +179,19 @@ class Pool {
   }
 
   bool add_worker() {
+    Event* start = new (std::nothrow) Event;
+    if (!start) return false;
+    start_[workers_] = start;
+    kept_off_[workers_] = -1;
     try {
       SignalsBlocked guard;
-      start_[workers_] = new Event;
-      kept_off_[workers_] = -1;
-      std::thread(&Pool::work, this, workers_ + 1, start_[workers_]).detach();
-      ++workers_;
-      return true;
-    } catch (const std::system_error&) {  // no more threads to be had: the region is smaller
-      delete start_[workers_];
+      std::thread(&Pool::work, this, workers_ + 1, start).detach();
+    } catch (const std::exception&) {  // no more threads or memory to be had: the region is smaller
+      delete start;
       return false;
     }
+    ++workers_;
+    return true;
   }
 
   void work(int id, Event* start) {
@@ -375,8 +379,10 @@ int usable_cores() {
 void parallel(int threads, Task task, void* context) {
   if (threads > 1 && !inside_region) {
     if (threads > max_threads) threads = max_threads;
-    if (backend() == Backend::openmp ? run_openmp(threads, task, context) : Pool::get().run(threads, task, context)) {
-      return;
+    if (backend() == Backend::openmp) {
+      if (run_openmp(threads, task, context)) return;
+    } else if (Pool* pool = Pool::get()) {
+      if (pool->run(threads, task, context)) return;
     }
   }
   task(context, 0, 1);

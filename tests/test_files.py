@@ -76,6 +76,11 @@ def claimed_length(path: Path) -> None:
     lie_about_size(path, "weight_hh_l0", 0xF0000000)
 
 
+def claimed_header(path: Path) -> None:
+    magic, size = np.lib.format.magic(2, 0), 1 << 30
+    write(path, parameters(weight_hh_l0=magic + struct.pack("<I", size) + b" " * (128 << 20)), zipfile.ZIP_DEFLATED)
+
+
 def bomb(path: Path) -> None:
     write(path, parameters(weight_hh_l0=npy_claiming((1 << 25,), bytes(128 << 20))), zipfile.ZIP_DEFLATED)
 
@@ -106,6 +111,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a configuration of 10,000 layers": (many_layers, "Missing key"),
     "a header that claims terabytes": (claimed_shape, "is not what float32"),
     "a directory that claims gigabytes": (claimed_length, "cannot become"),
+    "a header of a gigabyte": (claimed_header, "header claims 1073741824 bytes"),
     "zeros in place of a parameter": (bomb, "size mismatch for weight_hh_l0"),
     "zeros as configuration": (bomb_of_text, "has elements of"),
     "zeros behind an array": (bomb_behind_an_array, "is not what float32"),
@@ -186,6 +192,9 @@ def test_a_safetensors_file_cannot_describe_what_it_has_not(tmp_path: Path) -> N
     path = tmp_path / "layer.safetensors"
     library.save_file(dict(rf.GRU(3, 4).parameters), path, metadata={"rnnfast": description(hidden_size=300_000)})
     with pytest.raises(ValueError, match="size mismatch for weight_ih_l0"):
+        rf.load(path)
+    library.save_file(dict(rf.GRU(3, 4).parameters), path, metadata={"rnnfast": description(more="x" * (2 << 20))})
+    with pytest.raises(ValueError, match="has a configuration of"):
         rf.load(path)
     path.write_bytes(struct.pack("<Q", 1 << 62) + b"{}")
     with pytest.raises(ValueError, match="is not a readable"):

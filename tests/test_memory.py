@@ -27,13 +27,17 @@ import numpy as np
 import rnnfast as rf
 cells = [rf.RNN(3, 5, seed=0), rf.LSTM(3, 5, 2, bidirectional=True, seed=0), rf.GRU(3, 5, dropout=0.5, num_layers=2)]
 frozen = [cell.freeze() for cell in cells]
-wide, streams = rf.GRU(64, 128, seed=0), [frozen[0].stream(3), frozen[2].stream()]
+wide = [rf.GRU(64, 128, recompute=segments, seed=0) for segments in (None, 3)]
+streams = [frozen[0].stream(3), frozen[2].stream()]
 x = np.zeros((12, 9, 3), np.float32)
 def calls(count):
     for j in range(count):
         cell, part = cells[j % 3], x[: j % 12, : j % 9]
-        if j % 500 == 0:  # worth two threads
-            wide.backward(*wide.forward(np.ones((j // 500 % 20 + 1, 16, 64), np.float32))[::-2])
+        if j % 50 == 0:  # worth two threads
+            layer = wide[j // 50 % 2]
+            output, _, tape = layer.forward(np.ones((j // 50 % 9 + 1, 16, 64), np.float32))
+            layer.backward(tape, output)
+            cell.freeze()(part)
         match j % 8:
             case 0:
                 output, _, tape = cell.forward(part, lengths=[j % (len(part) + 1)] * part.shape[1])

@@ -160,28 +160,50 @@ def test_threads_in_one_context_do_not_bind_another() -> None:
         assert pool.submit(rf.get_num_threads).result() == outside
 
 
-def test_an_interrupt_ends_a_pass_of_two_threads_however_its_layers_are_divided() -> None:
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("backend", backends())
+def test_an_interrupt_ends_a_pass_however_its_layers_are_divided(backend: str, threads: int) -> None:
     # The first layer is divided by rows, the second by units, and the threads are far apart in the first.
-    code = """
+    code = f"""
 import time
 def give_up(*_):
     raise KeyboardInterrupt
 signal.signal(signal.SIGALRM, give_up)
-deep = rf.LSTM(4, 200, 2, seed=0)
-x = np.zeros((20000, 32, 4), np.float32)
-lengths = np.full(32, 20000)
-lengths[:16] = 10000
-for attempt in range(3):
+rf.set_num_threads({threads})
+deep = rf.LSTM(4, 200, 2, seed=0, recompute=20)
+x = np.zeros((10000, 32, 4), np.float32)
+lengths = np.full(32, 10000)
+lengths[:16] = 5000
+short, _, tape = deep.forward(x[:2000])
+def back():
+    for _ in range(20):
+        deep.backward(tape, short)
+for call in (lambda: deep(x, lengths=lengths), lambda: deep.forward(x, lengths=lengths), back) * 2:
     signal.setitimer(signal.ITIMER_REAL, 0.3)
     begun = time.time()
     try:
-        deep(x, lengths=lengths)
+        call()
         raise SystemExit("it was not interrupted")
     except KeyboardInterrupt:
         pass
     assert time.time() - begun < 20
 """
-    run(code, "pool")
+    run(code, backend)
+
+
+def test_a_thread_inside_a_pass_does_not_keep_the_process_from_ending() -> None:
+    code = """
+begun = threading.Event()
+def work():
+    while True:
+        begun.set()
+        results()
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+begun.wait()
+"""
+    for backend in backends():
+        run(code, backend)
 
 
 def test_a_signal_handler_finds_denormal_numbers_as_they_were() -> None:

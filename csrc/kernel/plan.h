@@ -18,7 +18,8 @@ struct Meeting {
 // threads that meet announces the end one block ahead, so all of them leave at the same block.
 class Interrupt {
  public:
-  explicit Interrupt(bool (*ask)()) : ask_(ask) {}
+  // On the caller's thread, whose floating-point state is still its own.
+  explicit Interrupt(bool (*ask)()) : ask_(ask), outside_(FloatState::now()) {}
 
   // At the beginning of the block at place k: places grow through the pass and are the same for all threads of a
   // meeting, whatever each of them did before.
@@ -31,13 +32,14 @@ class Interrupt {
   }
   // What is asked may run the user's code, which must find the floating-point state of the caller.
   bool asks() const {
-    const KeepDenormals outside;
+    const WithFloatState outside(outside_);
     return ask_();
   }
   bool happened() const { return __atomic_load_n(&happened_, __ATOMIC_RELAXED); }
 
  private:
   bool (*ask_)();
+  FloatState outside_;
   bool happened_ = false;
 };
 

@@ -163,33 +163,49 @@ template <class T> RNNFAST_INLINE void transpose(vec<T> (&row)[lanes<T>]) {
   }
 }
 
-// While it lives, this thread reads and writes denormal numbers as zeros (they cost up to 100 cycles an operation), or
-// as they are. What was set before is restored.
-template <bool AsZeros> class DenormalMode {
- public:
+// The floating-point state of a thread: its modes, and which exceptions there were.
 #if defined(__x86_64__)
-  DenormalMode() : before_(_mm_getcsr()) { _mm_setcsr(AsZeros ? before_ | bits_ : before_ & ~bits_); }
-  ~DenormalMode() { _mm_setcsr(before_); }
+struct FloatState {
+  unsigned both;
 
- private:
-  static constexpr unsigned bits_ = 0x8040;  // FTZ, DAZ
-  unsigned before_;
-#elif defined(__aarch64__)
-  DenormalMode() {
-    asm volatile("mrs %0, fpcr" : "=r"(before_));
-    asm volatile("msr fpcr, %0" : : "r"(AsZeros ? before_ | bits_ : before_ & ~bits_));
-  }
-  ~DenormalMode() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
-
- private:
-  static constexpr uint64_t bits_ = uint64_t{1} << 24;  // FZ
-  uint64_t before_;
-#endif
-  DenormalMode(const DenormalMode&) = delete;
-  DenormalMode& operator=(const DenormalMode&) = delete;
+  static FloatState now() { return {_mm_getcsr()}; }
+  void set() const { _mm_setcsr(both); }
+  FloatState flushing() const { return {both | 0x8040}; }  // FTZ, DAZ
 };
-using Flush = DenormalMode<true>;
-using KeepDenormals = DenormalMode<false>;
+#elif defined(__aarch64__)
+struct FloatState {
+  uint64_t modes, exceptions;
+
+  static FloatState now() {
+    FloatState state;
+    asm volatile("mrs %0, fpcr" : "=r"(state.modes));
+    asm volatile("mrs %0, fpsr" : "=r"(state.exceptions));
+    return state;
+  }
+  void set() const {
+    asm volatile("msr fpcr, %0" : : "r"(modes));
+    asm volatile("msr fpsr, %0" : : "r"(exceptions));
+  }
+  FloatState flushing() const { return {modes | uint64_t{1} << 24, exceptions}; }  // FZ
+};
+#endif
+
+// While it lives, this thread has another state.
+class WithFloatState {
+ public:
+  explicit WithFloatState(const FloatState& state) : before_(FloatState::now()) { state.set(); }
+  ~WithFloatState() { before_.set(); }
+  WithFloatState(const WithFloatState&) = delete;
+  WithFloatState& operator=(const WithFloatState&) = delete;
+
+ private:
+  FloatState before_;
+};
+
+// Reads and writes denormal numbers as zeros: they cost up to 100 cycles an operation.
+struct Flush : WithFloatState {
+  Flush() : WithFloatState(FloatState::now().flushing()) {}
+};
 
 }  // namespace
 }  // namespace rnnfast

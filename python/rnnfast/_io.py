@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import math
 import os
@@ -26,6 +27,7 @@ KEY = "rnnfast"  # the .npz member, or the entry of the safetensors metadata, th
 CLASSES: dict[str, type[Layer[Any]]] = {"RNN": RNN, "LSTM": LSTM, "GRU": GRU}
 
 MOST_TEXT = 1 << 20  # bytes of a configuration, or of another element
+MOST_HEADER = 10_000  # bytes, as NumPy allows
 
 PathLike = str | os.PathLike[str]
 
@@ -70,6 +72,8 @@ def _described(source: Path, text: str | None, arrays: Mapping[str, Array]) -> C
     layer that would fill the memory."""
     if text is None:
         raise ValueError(f"{source} holds no configuration: it was not written by rnnfast.save; use load_state_dict")
+    if len(text) > MOST_TEXT:
+        raise ValueError(f"{source} has a configuration of {len(text)} letters")
     try:
         name, arguments = _parsed(text)
         inspect.signature(CLASSES[name]).bind(**arguments)  # the class knows its own options
@@ -195,7 +199,12 @@ def _npy_header(member: IO[bytes]) -> tuple[Shape, np.dtype[Any]]:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
         raise ValueError(f"a member has version {version} of NumPy's format")
-    shape, _, dtype = readers[version](member)
+    # NumPy would read as much as the file claims before it looks at how much that is.
+    length = member.read(2 * version[0])
+    claimed = int.from_bytes(length, "little")
+    if claimed > MOST_HEADER:
+        raise ValueError(f"a member's header claims {claimed} bytes")
+    shape, _, dtype = readers[version](io.BytesIO(length + member.read(claimed)))
     if dtype.hasobject:
         raise ValueError("Object arrays cannot be loaded when allow_pickle=False")
     return shape, dtype

@@ -74,7 +74,7 @@ constexpr int64_t zeros[64] = {}, huge_sizes[64] = {INT64_MAX / 4};
 int64_t too_long[64];
 Weights incomplete[64];
 const void* const no_masks[64] = {};
-alignas(64) char never_read[64];
+void* const never_read = Guarded<char>(0, Side::end, 0).data();
 
 // The weights but for one array, of the first layer.
 bool without(Forward& f, const void* Weights::* array) {
@@ -91,6 +91,7 @@ constexpr Spoil spoils[] = {
     // sizes
     [](Forward& f, Backward&) { return f.steps = -1, true; },
     [](Forward& f, Backward&) { return f.batch = -1, true; },
+    [](Forward& f, Backward&) { return f.spec.input_size = -1, true; },
     [](Forward& f, Backward&) { return f.spec.hidden_size = -1, true; },
     [](Forward& f, Backward&) { return f.spec.hidden_size = INT64_MAX / 16, true; },
     [](Forward& f, Backward&) { return f.steps = INT64_MAX / 4, true; },
@@ -134,9 +135,7 @@ constexpr Spoil spoils[] = {
     [](Forward& f, Backward&) { return f.spec.zoneout_h = 0.5, f.spec.layer_norm || f.spec.proj_size; },
     [](Forward& f, Backward&) { return f.spec.proj_size = 3, f.spec.hidden_sizes || f.spec.layer_norm; },
     [](Forward& f, Backward&) { return f.segments = 1, f.spec.layer_norm || !f.spec.reset_after || f.recurrent_masks; },
-    [](Forward& f, Backward&) {
-      return f.lengths = zeros, f.mask = reinterpret_cast<const uint8_t*>(never_read), true;
-    },
+    [](Forward& f, Backward&) { return f.lengths = zeros, f.mask = static_cast<const uint8_t*>(never_read), true; },
     // pointers
     [](Forward&, Backward& b) { return b.pass = nullptr, true; },
     [](Forward& f, Backward&) { return f.hn = nullptr, f.batch && f.spec.hidden_size; },
@@ -148,6 +147,7 @@ constexpr Spoil spoils[] = {
     [](Forward& f, Backward&) { return f.packed = reinterpret_cast<void*>(8), true; },
     [](Forward& f, Backward&) { return f.recurrent_masks = no_masks, f.batch && f.spec.hidden_size; },
     [](Forward& f, Backward&) { return f.weights = nullptr, true; },
+    [](Forward& f, Backward&) { return without(f, &Weights::weight_ih) && f.spec.input_size; },
     [](Forward& f, Backward&) { return without(f, &Weights::weight_hh); },
     [](Forward& f, Backward&) { return without(f, &Weights::weight_hr); },
     [](Forward& f, Backward&) { return without(f, &Weights::weight_ch); },
@@ -158,21 +158,42 @@ constexpr Spoil spoils[] = {
 };
 constexpr int64_t ways = sizeof spoils / sizeof spoils[0];
 
-// Whether the case can be made wrong in that way; then the call must be refused, and nothing touched.
+template <class Call> bool is_refused(const Call& call) {
+  try {
+    call();
+  } catch (const std::invalid_argument&) {
+    return true;
+  }
+  return false;
+}
+
+template <class Struct> bool equal_bytes(const Struct& a, const Struct& b) { return !std::memcmp(&a, &b, sizeof a); }
+
+// Whether the case can be made wrong in that way; then every call that it makes wrong must be refused, and nothing
+// touched: a backward call always, since it looks at the forward call too.
 template <class T> bool check_refused(const KernelTable& table, const Case& c, int64_t way) {
   const Inputs<T> in(c, Side::end);
   const Outputs<T> out(c, Side::end, fills[0]), untouched(c, Side::end, fills[0]);
   Pass<T> pass(c, in, out);
   pass.forward.tape = never_read;
+  Forward right;
+  std::memcpy(static_cast<void*>(&right), &pass.forward, sizeof right);  // with its padding, to be compared
   if (c.in_place || !spoils[way](pass.forward, pass.backward)) return false;
-  try {
-    backward(table, pass.backward);  // which looks at the forward call too
-  } catch (const std::invalid_argument&) {
-    const std::string found = difference(out, untouched, fills[0]);
-    if (found.empty()) return true;
-    fail("refused, and " + found);
-  }
-  fail("not refused: wrong in way " + std::to_string(way) + ", " + describe(c));
+  const Forward& wrong = pass.forward;
+  const auto check = [&](const char* name, bool refused) {
+    if (!refused) fail(std::string(name) + " not refused: wrong in way " + std::to_string(way) + ", " + describe(c));
+  };
+  check("backward", is_refused([&] { backward(table, pass.backward); }));
+  if (!equal_bytes(wrong, right) && wrong.tape)  // without a tape it is a call without training
+    check("forward", is_refused([&] { forward(table, wrong); }));
+  if (!equal_bytes(wrong.spec, right.spec)) check("packed_bytes", is_refused([&] { packed_bytes(table, wrong.spec); }));
+  if (!equal_bytes(wrong.spec, right.spec) || wrong.weights != right.weights)
+    check("pack", is_refused([&] { pack(table, wrong.spec, wrong.weights, never_read); }));
+  for (void* packed : {static_cast<void*>(nullptr), reinterpret_cast<void*>(8)})
+    check("pack to nowhere", is_refused([&] { pack(table, right.spec, right.weights, packed); }));
+  const std::string found = difference(out, untouched, fills[0]);
+  if (!found.empty()) fail("refused, and " + found);
+  return true;
 }
 
 bool check_refused(const Case& c, int64_t way) {
