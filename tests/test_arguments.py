@@ -238,6 +238,7 @@ def test_any_arguments_are_refused_with_a_message_or_give_the_reference_s_result
         return
     Wrong.drawn = False
     (x, hx, grad_output, grad_state, lengths), keywords = data.draw(calls(layer))
+    per_step = data.draw(mostly(st.booleans()))
     with (
         exact_threads(data.draw(st.sampled_from([1, 1, 2]))),
         rf.use_isa(data.draw(st.sampled_from(rf.available_isas()))),
@@ -245,7 +246,7 @@ def test_any_arguments_are_refused_with_a_message_or_give_the_reference_s_result
         try:
             output, *_ = layer(x, hx, lengths=lengths, **keywords)
             *_, tape = layer.forward(x, hx, lengths=lengths, **keywords)
-            layer.backward(tape, grad_output, grad_state)
+            layer.backward(tape, grad_output, grad_state, per_step=per_step)
         except (TypeError, ValueError) as error:
             assert str(error) and Wrong.drawn, error
             event("call refused")
