@@ -133,7 +133,7 @@ BREAKS = [
           "    if (omp_get_thread_num()) __builtin_ia32_ldmxcsr(0x9fc0);", PROCESSES + "every_thread_that_torch",
           machine="x86_64"),
     Break("huge numbers saturate", "csrc/kernel/math.h",
-          "return x > splat(high) ? splat(high) : x;", "return x;", SPECIAL + "saturat"),
+          "x = x < splat(low) ? splat(low) : x;", "", SPECIAL + "saturat"),
     Break("ten thousand rows", "csrc/kernel/schedule.h",
           "batch_(pass.batch) {", "batch_(min(pass.batch, int64_t{8192})) {", SPECIAL + "ten_thousand"),
     Break("denormal numbers count as zeros", "csrc/kernel/simd.h",
