@@ -12,9 +12,11 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -165,12 +167,16 @@ def failed(project: Path, site: Path, tests: str) -> str:
     """The first test that fails, or an empty text. That there are none of these names is an error."""
     command = f"{sys.executable} -m pytest -q -x -n 0 -p no:cacheprovider {tests}"
     environment = {**os.environ, "PYTHONPATH": str(site)}
-    done = subprocess.run(
-        command, shell=True, cwd=project, env=environment, capture_output=True, text=True, timeout=1200
-    )
-    if done.returncode not in (0, 1):
-        sys.exit(f"{command} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return next((line.split()[1] for line in done.stdout.splitlines() if line.startswith("FAILED")), "")
+    with subprocess.Popen(
+        command, shell=True, cwd=project, env=environment, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        output, _ = process.communicate(timeout=1200)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # forked children that wait for ever
+    if process.returncode not in (0, 1):
+        sys.exit(f"{command} ended with {process.returncode}:\n{output[-2000:]}")
+    return next((line.split()[1] for line in output.splitlines() if line.startswith("FAILED")), "")
 
 
 def main() -> None:
