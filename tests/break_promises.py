@@ -37,6 +37,11 @@ PROCESSES, SPECIAL = "tests/test_processes.py -k ", "tests/test_special_values.p
 BREAKS = [
     Break("wrong calls of the C++ interface are refused", "csrc/dispatch.cpp",
           'require(pass.threads != 0, "threads is 0");', "", "tests/test_build.py -k replayed"),
+    Break("an interrupted pass touches nothing beyond its memory", "csrc/kernel/forward.h",
+          "if (interrupt_.stops(*part.meeting, part.leader, id == 0, place)) break;",
+          "if (interrupt_.stops(*part.meeting, part.leader, id == 0, place)) {\n"
+          "        *layer.y.at(pass_.steps, pass_.batch) = T(0);\n        break;\n      }",
+          "tests/test_build.py -k replayed"),
     Break("wrong arguments give a TypeError or ValueError", "python/rnnfast/_check.py",
           'raise TypeError(f"{name} must be True or False, got {_described(value)}")', "assert False",
           "tests/test_arguments.py"),
@@ -74,6 +79,8 @@ BREAKS = [
           "return PyErr_CheckSignals() != 0;", "return false;", "tests/test_threads.py -k a_signal_ends"),
     Break("a fork finishes: the pool", "csrc/threads.cpp",
           "current_pool.store(nullptr);", "", "tests/test_threads.py -k 'fork and pool'"),
+    Break("a signal's handler finds the caller's floating-point state", "csrc/kernel/plan.h",
+          "const WithFloatState outside(outside_);", "", "tests/test_threads.py -k handler"),
     Break("a fork while another thread is inside a pass finishes", "csrc/threads.cpp",
           "current_pool.store(nullptr);", "", "tests/test_threads.py -k 'fork_while and pool'"),
     Break("the process ends though a thread is inside a pass", "csrc/bindings.cpp",
