@@ -262,8 +262,8 @@ def test_two_threads_in_one_stream_is_an_error_and_no_crash() -> None:
 
 # --- errors ---
 
-x_ok, out_ok = sample(B, I), np.empty((B, H), np.float32)
-read_only = np.empty((B, H), np.float32)
+x_ok, out_ok = sample(B, I), np.zeros((B, H), np.float32)
+read_only = np.zeros((B, H), np.float32)
 read_only.flags.writeable = False
 
 STEP_ERRORS = {
