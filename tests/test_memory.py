@@ -211,7 +211,7 @@ def test_a_tape_has_the_size_of_the_formula(
     cell: Any, options: dict[str, Any], more: float, always: float, recompute: int | None
 ) -> None:
     if recompute and "layer_norm" in options:
-        return  # which is refused
+        pytest.skip("refused together")
     T, B, H = 1000, 5, 64
     layer = cell(16, H, 2, bidirectional=True, recompute=recompute, **options)
     for lengths in (None, [1000, 0, 17, 400, 1]):
