@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <limits>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -234,6 +235,16 @@ py::array checked(py::handle object, const char* name, const py::dtype& type, co
   return a;
 }
 
+// Memory of it is not set.
+py::array new_array(const py::dtype& type, const Shape& shape) {
+  const auto& numpy = npy_api::get();
+  const Py_intptr_t size[] = {shape.size[0], shape.size[1], shape.size[2]};
+  PyObject* array = numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, py::dtype(type).release().ptr(), shape.ndim, size,
+                                                nullptr, nullptr, 0, nullptr);
+  if (!array) throw py::error_already_set();
+  return py::reinterpret_steal<py::array>(array);
+}
+
 void require_writable(const py::array& a, const char* name) {
   if (!a.writeable()) throw py::value_error(std::string(name) + " is read-only");
 }
@@ -303,24 +314,19 @@ template <class Run> void run_interruptibly(const Run& run) {
 // --- weights ---
 
 // Cuts the flat list of all layers' and directions' arrays into structs. Each has weight_ih, weight_hh, bias_ih and
-// bias_hh where there are biases, and what the options ask for, in the order of the struct.
-template <class Struct, class Pointer>
-std::vector<Struct> per_cell(const Spec& spec, const py::sequence& arrays, Pointer pointer) {
+// bias_hh where there are biases, and what the options ask for, in the order of the struct. next(name, shape) takes
+// them from the list, one after another.
+template <class Struct, class Next> std::vector<Struct> cut(const Spec& spec, size_t given, const Next& next) {
   const bool norm_c = spec.layer_norm && rf::has_c(spec.cell);
-  const int64_t cells = spec.num_layers * spec.num_directions, given = static_cast<int64_t>(arrays.size());
+  const int64_t cells = spec.num_layers * spec.num_directions, count = static_cast<int64_t>(given);
   const int64_t options = (spec.proj_size > 0) + spec.peepholes + 2 * spec.layer_norm + 2 * norm_c;
-  const int64_t each = given / cells, plain = each - options;
-  if ((plain != 2 && plain != 4) || each * cells != given)
+  const int64_t each = count / cells, plain = each - options;
+  if ((plain != 2 && plain != 4) || each * cells != count)
     throw py::value_error("the number of weight arrays does not fit the layers, directions and options");
-  const py::dtype type = numpy_dtype(spec.dtype);
   std::vector<Struct> result(static_cast<size_t>(cells));
   for (int64_t n = 0; n < cells; ++n) {
     const int64_t layer = n / spec.num_directions, units = rf::units_of(spec, layer);
     const int64_t rows = rf::gates_of(spec.cell) * units, outputs = rf::outputs_of(spec, layer);
-    size_t at = static_cast<size_t>(n * each);
-    auto next = [&](const char* name, const Shape& shape) {
-      return pointer(py::object(arrays[at++]), name, type, shape);
-    };
     Struct& w = result[static_cast<size_t>(n)];
     w.weight_ih = next("weight_ih", {rows, rf::inputs_of(spec, layer)});
     w.weight_hh = next("weight_hh", {rows, outputs});
@@ -336,8 +342,59 @@ std::vector<Struct> per_cell(const Spec& spec, const py::sequence& arrays, Point
   return result;
 }
 
-// Memory that the caller has checked: tensors of a framework, of which NumPy cannot make arrays as fast as a step runs.
-template <class Pointer> Pointer at(uintptr_t address) { return reinterpret_cast<Pointer>(address); }
+template <class Struct, class Pointer>
+std::vector<Struct> per_cell(const Spec& spec, const py::sequence& arrays, Pointer pointer) {
+  const py::dtype type = numpy_dtype(spec.dtype);
+  size_t used = 0;
+  return cut<Struct>(spec, arrays.size(), [&](const char* name, const Shape& shape) {
+    return pointer(py::object(arrays[used++]), name, type, shape);
+  });
+}
+
+// --- memory that the caller has checked ---
+
+// Tensors of a framework, of which NumPy cannot make arrays as fast as a step runs. 0 for null.
+using Address = uintptr_t;
+using Rows = std::tuple<Address, int64_t, int64_t>;  // with the strides of T and B, in elements
+using States = std::pair<Address, Address>;          // h and c
+
+template <class Pointer> Pointer at(Address address) { return reinterpret_cast<Pointer>(address); }
+
+template <class Struct> std::vector<Struct> per_cell(const Spec& spec, const std::vector<Address>& addresses) {
+  size_t used = 0;
+  return cut<Struct>(spec, addresses.size(), [&](const char*, const Shape&) { return at<void*>(addresses[used++]); });
+}
+
+// The rows of torch's PackedSequence: those of a step lie together, longest sequence first.
+class PackedRows {
+ public:
+  // packed: the address of batch_sizes, [steps], how many sequences reach each step, and the sum of these; or 0:
+  // nothing is packed.
+  PackedRows(std::pair<Address, int64_t> packed, int64_t steps, int64_t batch) {
+    const auto* batch_sizes = at<const int64_t*>(packed.first);
+    if (!batch_sizes) return;
+    lengths_.resize(static_cast<size_t>(batch));
+    int64_t rows = 0, before = batch;
+    for (int64_t t = 0; t < steps; ++t) {
+      const int64_t now = batch_sizes[t];
+      if (now > before || now < 0) throw py::value_error("batch_sizes must not grow, nor be more than the batch");
+      for (int64_t b = now; b < before; ++b) lengths_[static_cast<size_t>(b)] = t;
+      starts_.push_back(rows);
+      rows += now, before = now;
+    }
+    for (int64_t b = 0; b < before; ++b) lengths_[static_cast<size_t>(b)] = steps;
+    if (rows != packed.second) throw py::value_error("batch_sizes do not fit the rows");
+  }
+  const int64_t* lengths() const { return lengths_.empty() ? nullptr : lengths_.data(); }
+
+  template <class Void> rf::View<Void> view(const Rows& rows) const {
+    const int64_t* starts = starts_.empty() ? nullptr : starts_.data();
+    return {at<Void*>(std::get<0>(rows)), std::get<1>(rows), std::get<2>(rows), starts};
+  }
+
+ private:
+  std::vector<int64_t> lengths_, starts_;
+};
 
 struct Packed {
   Spec spec;
@@ -351,24 +408,88 @@ struct Packed {
     without_gil([&] { rf::pack(table, spec, weights.data(), bytes.data()); });
   }
 
-  // One forward pass on raw addresses; strides in elements, 0 for null. See rf::Forward for the shapes.
-  void run(int64_t steps, int64_t batch, uintptr_t x, std::pair<int64_t, int64_t> x_strides, uintptr_t y,
-           std::pair<int64_t, int64_t> y_strides, uintptr_t h0, uintptr_t c0, uintptr_t hn, uintptr_t cn,
-           uintptr_t lengths, int threads) const {
+  // One forward pass on raw addresses. See rf::Forward for the shapes.
+  void run(int64_t steps, int64_t batch, std::pair<Address, int64_t> packed, const Rows& x, const Rows& y, States start,
+           States last, int threads) const {
+    const PackedRows rows(packed, steps, batch);
+    rf::Forward call = new_call(steps, batch, threads);
+    call.lengths = rows.lengths();
+    call.x = rows.view<const void>(x);
+    call.y = rows.view<void>(y);
+    call.h0 = at<const void*>(start.first);
+    call.c0 = at<const void*>(start.second);
+    call.hn = at<void*>(last.first);
+    call.cn = at<void*>(last.second);
+    run_call(call);
+  }
+
+  // (output, state) of an ordinary call in no time: whole arrays of the right kind, nothing empty. None for any other:
+  // Python takes those, and words their errors.
+  py::object forward(py::handle x, py::handle hx, bool batch_first, int threads) const {
+    const py::dtype type = numpy_dtype(spec.dtype);
+    const int64_t layers = spec.num_layers * spec.num_directions;
+    const int64_t units = rf::units_of(spec, 0), outputs = rf::outputs_of(spec, 0);
+    const bool has_c = rf::has_c(spec.cell);
+    if (spec.hidden_sizes || !is_plain(x, type, 3)) return py::none();
+    const auto in = py::reinterpret_borrow<py::array>(x);
+    const int64_t steps = in.shape(batch_first), batch = in.shape(!batch_first);
+    const int64_t widest = std::max({spec.input_size, layers * units, spec.num_directions * outputs});
+    if (in.size() == 0 || !units || in.shape(2) != spec.input_size || !has_layout(in, 2) ||
+        steps > std::numeric_limits<int32_t>::max() / batch / widest)
+      return py::none();
+    const Shape h_shape(layers, batch, outputs), c_shape(layers, batch, units);
+    rf::Forward call = new_call(steps, batch, threads);
+    if (!hx.is_none()) {
+      py::handle h = hx, c;
+      if (has_c) {
+        if (!PyTuple_CheckExact(hx.ptr()) || PyTuple_GET_SIZE(hx.ptr()) != 2) return py::none();
+        h = PyTuple_GET_ITEM(hx.ptr(), 0), c = PyTuple_GET_ITEM(hx.ptr(), 1);
+      }
+      call.h0 = plain_data(h, type, h_shape);
+      call.c0 = has_c ? plain_data(c, type, c_shape) : nullptr;
+      if (!call.h0 || (has_c && !call.c0)) return py::none();
+    }
+    get_backend();  // as in Pass
+    const py::ssize_t item = in.itemsize();
+    const int64_t width = spec.num_directions * outputs;
+    py::array y = new_array(type, {in.shape(0), in.shape(1), width}), hn = new_array(type, h_shape);
+    call.x = {in.data(), in.strides(batch_first) / item, in.strides(!batch_first) / item};
+    call.y = {y.mutable_data(), batch_first ? width : batch * width, batch_first ? steps * width : width};
+    call.hn = hn.mutable_data();
+    if (!has_c) {
+      run_call(call);
+      return py::make_tuple(y, hn);
+    }
+    py::array cn = new_array(type, c_shape);
+    call.cn = cn.mutable_data();
+    run_call(call);
+    return py::make_tuple(y, py::make_tuple(hn, cn));
+  }
+
+ private:
+  static bool is_plain(py::handle object, const py::dtype& type, int ndim) {
+    if (Py_TYPE(object.ptr()) != reinterpret_cast<PyTypeObject*>(npy_api::get().PyArray_Type_)) return false;
+    const auto a = py::reinterpret_borrow<py::array>(object);
+    return a.ndim() == ndim && has_dtype(a, type) && has_flags(a, npy_api::NPY_ARRAY_ALIGNED_);
+  }
+  static const void* plain_data(py::handle object, const py::dtype& type, const Shape& shape) {
+    if (!is_plain(object, type, shape.ndim)) return nullptr;
+    const auto a = py::reinterpret_borrow<py::array>(object);
+    return has_shape(a, shape) && has_flags(a, npy_api::NPY_ARRAY_C_CONTIGUOUS_) ? a.data() : nullptr;
+  }
+
+  rf::Forward new_call(int64_t steps, int64_t batch, int threads) const {
     rf::Forward call;
     call.spec = spec;
     call.steps = steps;
     call.batch = batch;
     call.packed = bytes.data();
-    call.x = {at<const void*>(x), x_strides.first, x_strides.second};
-    call.y = {at<void*>(y), y_strides.first, y_strides.second};
-    call.h0 = at<const void*>(h0);
-    call.c0 = at<const void*>(c0);
-    call.hn = at<void*>(hn);
-    call.cn = at<void*>(cn);
-    call.lengths = at<const int64_t*>(lengths);
     call.threads = threads_or_default(threads);
-    if (step_work(spec, batch) * steps < worth_releasing) {
+    return call;
+  }
+
+  void run_call(rf::Forward& call) const {
+    if (step_work(spec, call.batch) * call.steps < worth_releasing) {
       rf::forward(table, call);
     } else {
       call.interrupted = ask_python;
@@ -411,7 +532,8 @@ class Pass {
       set_option(option.first.cast<std::string>(), py::reinterpret_borrow<py::object>(option.second));
     if (!train) return;
     require_masks();
-    set_tape(options.contains("tape") ? py::object(options["tape"]) : py::none());
+    tape_.allocate(spec_.hidden_size ? rf::tape_bytes(*table_, call_) : 0);
+    call_.tape = tape_.data();
   }
 
   void forward() {
@@ -476,18 +598,6 @@ class Pass {
     }
   }
 
-  void set_tape(const py::object& given) {
-    const size_t bytes = spec_.hidden_size ? rf::tape_bytes(*table_, call_) : 0;
-    if (given.is_none() || !bytes) {  // an empty array may lie anywhere
-      tape_.allocate(bytes);
-      call_.tape = tape_.data();
-    } else {
-      const auto size = static_cast<int64_t>(py::len(given));
-      call_.tape = output(given, "tape", py::dtype::of<uint8_t>(), {size});
-      if (static_cast<size_t>(size) < bytes) throw py::value_error("the tape is too small");
-    }
-  }
-
   void set_lengths(const py::object& lengths) {
     if (lengths.is_none()) return;
     call_.lengths = static_cast<const int64_t*>(input(lengths, "lengths", py::dtype::of<int64_t>(), {batch()}));
@@ -511,7 +621,7 @@ class Pass {
     } else if (name == "gates") {
       const int64_t width = spec_.num_directions * rf::gates_of(spec_.cell) * units;
       call_.gates = view<void>(value, "gates", type_, {steps(), batch(), width});
-    } else if (name != "tape" && !value.is_none()) {
+    } else if (!value.is_none()) {
       set_masks(name, value.cast<py::sequence>());
     }
   }
@@ -572,6 +682,67 @@ class Pass {
   rf::Memory tape_;
   py::tuple arrays_;  // keeps alive what call_ points into
   py::dtype type_;
+};
+
+// The same on raw addresses, for torch: only what its layers have.
+class TensorPass {
+ public:
+  TensorPass(const Spec& spec, int64_t steps, int64_t batch, std::pair<Address, int64_t> packed, const Rows& x,
+             const Rows& y, States start, States last, const std::vector<Address>& weights, double dropout,
+             uint64_t seed, std::pair<Address, size_t> tape, const std::string& isa, int threads)
+      : spec_(spec),
+        rows_(packed, steps, batch),
+        weights_(per_cell<rf::Weights>(spec_, weights)),
+        table_(table_named(isa)) {
+    get_backend();  // as in Pass
+    call_.spec = spec_;
+    call_.steps = steps;
+    call_.batch = batch;
+    call_.lengths = rows_.lengths();
+    call_.x = rows_.view<const void>(x);
+    call_.y = rows_.view<void>(y);
+    call_.h0 = at<const void*>(start.first);
+    call_.c0 = at<const void*>(start.second);
+    call_.hn = at<void*>(last.first);
+    call_.cn = at<void*>(last.second);
+    call_.weights = weights_.data();
+    call_.dropout = dropout;
+    call_.seed = seed;
+    call_.threads = threads_or_default(threads);
+    call_.interrupted = ask_python;
+    alignas(64) static char no_bytes;  // a tape of none is one all the same
+    call_.tape = tape.first ? at<void*>(tape.first) : &no_bytes;
+    if (tape.second < (spec_.hidden_size ? rf::tape_bytes(table_, call_) : 0))
+      throw py::value_error("the tape is too small");
+  }
+
+  void forward() {
+    if (spec_.hidden_size) run_interruptibly([&] { return rf::forward(table_, call_); });
+  }
+
+  void backward(const Rows& grad_y, States grad_last, const Rows& grad_x, States grad_start,
+                const std::vector<Address>& grad_weights) const {
+    const auto gradients = per_cell<rf::WeightGradients>(spec_, grad_weights);
+    rf::Backward back;
+    back.pass = &call_;
+    back.grad_y = rows_.view<const void>(grad_y);
+    back.grad_hn = at<const void*>(grad_last.first);
+    back.grad_cn = at<const void*>(grad_last.second);
+    back.grad_x = rows_.view<void>(grad_x);
+    back.grad_h0 = at<void*>(grad_start.first);
+    back.grad_c0 = at<void*>(grad_start.second);
+    back.grad_weights = gradients.data();
+    back.threads = call_.threads;
+    back.interrupted = ask_python;
+    if (spec_.hidden_size) run_interruptibly([&] { return rf::backward(table_, back); });
+  }
+
+ private:
+  const Spec spec_;
+  const PackedRows rows_;
+  const std::vector<rf::Weights> weights_;
+  const rf::KernelTable& table_;
+  rf::Forward call_;
 };
 
 size_t tape_nbytes(const Spec& spec, int64_t steps, int64_t batch, const std::string& isa) {
@@ -712,13 +883,9 @@ class Stream {
   }
 
   py::object new_output(int ndim) {
-    const Py_intptr_t shape[] = {batch(), outputs_};
-    const auto& numpy = npy_api::get();
-    PyObject* array = numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, py::dtype(type_).release().ptr(), ndim,
-                                                  shape + (2 - ndim), nullptr, nullptr, 0, nullptr);
-    if (!array) throw py::error_already_set();
-    call_.y.data = py::detail::array_proxy(array)->data;
-    return py::reinterpret_steal<py::object>(array);
+    py::array y = new_array(type_, ndim == 1 ? Shape(outputs_) : Shape(batch(), outputs_));
+    call_.y.data = y.mutable_data();
+    return std::move(y);
   }
 
   py::object checked_output(py::handle object, int ndim) {
@@ -823,8 +990,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def(py::init<const Spec&, const py::sequence&, const std::string&>(), "spec"_a, "weights"_a, "isa"_a)
       .def_property_readonly("isa", [](const Packed& p) { return p.table.isa; })
       .def_property_readonly("nbytes", [](const Packed& p) { return p.bytes.size(); })
-      .def("run", &Packed::run, "steps"_a, "batch"_a, "x"_a, "x_strides"_a, "y"_a, "y_strides"_a, "h0"_a, "c0"_a,
-           "hn"_a, "cn"_a, "lengths"_a, "threads"_a);
+      .def("forward", &Packed::forward, "x"_a, "hx"_a, "batch_first"_a, "threads"_a)
+      .def("run", &Packed::run, "steps"_a, "batch"_a, "packed"_a, "x"_a, "y"_a, "start"_a, "last"_a, "threads"_a);
 
   py::class_<Pass>(m, "Pass")
       .def(py::init<const Spec&, const py::object&, const py::array&, const py::array&, const py::object&,
@@ -836,6 +1003,15 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def("backward", &Pass::backward, "grad_y"_a, "grad_hn"_a, "grad_cn"_a, "grad_x"_a, "grad_h0"_a, "grad_c0"_a,
            "grad_weights"_a, "per_step"_a, "threads"_a, "grad_clip"_a = 0.0)
       .def_property_readonly("tape_nbytes", &Pass::tape_nbytes);
+
+  py::class_<TensorPass>(m, "TensorPass")
+      .def(py::init<const Spec&, int64_t, int64_t, std::pair<Address, int64_t>, const Rows&, const Rows&, States,
+                    States, const std::vector<Address>&, double, uint64_t, std::pair<Address, size_t>,
+                    const std::string&, int>(),
+           "spec"_a, "steps"_a, "batch"_a, "packed"_a, "x"_a, "y"_a, "start"_a, "last"_a, "weights"_a, "dropout"_a,
+           "seed"_a, "tape"_a, "isa"_a, "threads"_a)
+      .def("forward", &TensorPass::forward)
+      .def("backward", &TensorPass::backward, "grad_y"_a, "grad_last"_a, "grad_x"_a, "grad_start"_a, "grad_weights"_a);
 
   py::class_<Stream>(m, "Stream")
       .def(py::init<const Spec&, const py::object&, const py::array&, const py::object&>(), "spec"_a, "packed"_a, "h"_a,

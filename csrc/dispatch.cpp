@@ -159,8 +159,6 @@ void check(const Forward& pass) {
   require(pass.x.data || !elements(pass.steps, pass.batch, spec.input_size), "x is null");
   const int64_t outputs = spec.proj_size ? spec.proj_size : spec.hidden_size;
   require(pass.y.data || !elements(pass.steps, pass.batch, outputs), "y is null");
-  require(pass.hn || !elements(pass.batch, outputs), "hn is null");
-  require(pass.cn || !elements(pass.batch, spec.hidden_size) || !has_c(spec.cell), "cn is null");
   for (int64_t i = 0; pass.recurrent_masks && i < spec.num_layers * spec.num_directions; ++i)
     require(pass.recurrent_masks[i] || !elements(pass.batch, outputs), "a recurrent mask is null", i);
   require(!pass.cells.data || has_c(spec.cell), "only an LSTM has cells");

@@ -106,6 +106,7 @@ template <class Void> struct View {
   Void* data = nullptr;
   int64_t stride_t = 0;
   int64_t stride_b = 0;
+  const int64_t* starts = nullptr;  // [T] or null: rows before the first one of each step, in place of stride_t
 };
 using Input = View<const void>;
 using Output = View<void>;
@@ -125,8 +126,8 @@ struct Forward {
   Output y;                          // [T, B, D*S]; rows that take no part are left alone: zero them first
   const void* h0 = nullptr;          // [L*D, B, S]; null: zeros
   const void* c0 = nullptr;          // [L*D, B, H], LSTM only; null: zeros
-  void* hn = nullptr;                // [L*D, B, S]; may be h0
-  void* cn = nullptr;                // [L*D, B, H], LSTM only; may be c0
+  void* hn = nullptr;                // [L*D, B, S]; may be h0; null: not wanted
+  void* cn = nullptr;                // [L*D, B, H], LSTM only; may be c0; null: not wanted
   void* tape = nullptr;              // tape_bytes() bytes, aligned to 64; null: inference, nothing is kept
   int64_t segments = 0;              // > 0: the tape keeps only the boundaries of so many segments of the steps, and
                                      // backward computes the rest again; 0: it keeps everything

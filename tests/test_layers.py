@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import rnnfast as rf
+import rnnfast.frozen
 from rnnfast import _core
 
 CELLS = {"RNN": rf.RNN, "LSTM": rf.LSTM, "GRU": rf.GRU}
@@ -569,6 +570,41 @@ def test_frozen_equals_trainable(cell: Any, isa: str, batch_first: bool) -> None
         assert_same(output, expected)
         assert_same(frozen_state, state)
     assert frozen.isa == isa and frozen.nbytes > 0
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_an_ordinary_call_of_a_frozen_layer_does_nothing_in_python(
+    cell: Any, batch_first: bool, bidirectional: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = cell(I, H, 2, batch_first=batch_first, bidirectional=bidirectional, seed=0)
+    frozen, x = layer.freeze(), sample(T, B, I)
+    hx = layer(x)[1]
+    inputs = [(x,), (x, None), (x[:, ::2],), (x[::-1],), (x, hx)]
+    by_python = [frozen(*arguments, masked_output="".join(("ze", "ro"))) for arguments in inputs]  # no default
+    monkeypatch.setattr(rnnfast.frozen, "ForwardCall", None)
+    for arguments, (output, state) in zip(inputs, by_python, strict=True):
+        found, found_state = frozen(*arguments)
+        assert_same(found, output)
+        assert_same(found_state, state)
+        assert found.flags.c_contiguous and found.flags.owndata
+
+
+@pytest.mark.parametrize(
+    "unusual",
+    [
+        lambda x: x[:, 0],
+        lambda x: x.T.copy().T,
+        lambda x: x[:0],
+        lambda x: x[:, :0],
+        lambda x: x.view(type("Mine", (np.ndarray,), {})),
+        lambda x: np.frombuffer(b"." + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape),
+    ],
+    ids=["unbatched", "features apart", "no steps", "no rows", "subclass", "not aligned"],
+)
+def test_what_is_out_of_the_ordinary_is_taken_all_the_same(cell: Any, unusual: Any) -> None:
+    layer, x = cell(I, H, seed=0), sample(T, B, I)
+    assert_same(layer.freeze()(unusual(x))[0], layer(unusual(x))[0])
 
 
 def test_frozen_does_not_follow_the_layer(cell: Any) -> None:

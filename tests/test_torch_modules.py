@@ -462,3 +462,21 @@ def test_a_fused_optimizer_is_noticed() -> None:
         layer.flatten_parameters()
         torch.testing.assert_close(after, layer(x)[0], rtol=0, atol=0)
     assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("sizes", [[2, 3, 1], [3, 2, 2], [3, 2], [3, -1, 4]])
+def test_a_packed_sequence_that_is_none_is_refused(sizes: list[int], train: bool) -> None:
+    layer = rt.GRU(I, H)
+    packed = PackedSequence(torch.randn(6, I), torch.tensor(sizes))
+    with torch.set_grad_enabled(train), pytest.raises(ValueError, match="batch_sizes"):
+        layer(packed)
+
+
+def test_the_rows_of_a_packed_sequence_may_lie_apart() -> None:
+    ours, theirs = pair("GRU", I, H, 2)
+    packed = pack_padded_sequence(torch.randn(T, B, I), [6, 5, 3, 1])
+    for data in (packed.data.repeat_interleave(2, 0)[::2], packed.data.T.contiguous().T):
+        strided = packed._replace(data=data)
+        torch.testing.assert_close(ours(strided)[0].data, theirs(strided)[0].data)
+        assert torch.equal(ours(strided)[0].data, ours(packed)[0].data)

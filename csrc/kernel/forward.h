@@ -63,7 +63,7 @@ template <class C, class T> class ForwardPass {
       x_part_ = arena_.template take<T>(directions * x_part_size_);
     }
     const bool products_in_memory = projects() || normalizes() || splits();
-    if (has_x_part_ || products_in_memory) row_pointers_ = arena_.template take<const T*>(threads_ * block_ * batch);
+    row_pointers_ = arena_.template take<const T*>(threads_ * row_pointers());
     if (has_recurrent_masks()) operand_ = arena_.template take<T>(directions * 2 * batch * most.outputs);
     if (products_in_memory) take_products(most);
     if (spec_.num_layers > 1 || has_input_masks(pass_, 0)) take_sequences();
@@ -199,7 +199,7 @@ template <class C, class T> class ForwardPass {
   void run_layer(const Layer& layer, const Part& part, int id) {
     for (int64_t b = part.rows.first; b < part.rows.last; ++b) begin(layer, part, b, 0, Start::initial);
     part.wait();
-    const T** row_pointers = row_pointers_ ? row_pointers_ + id * block_ * pass_.batch : nullptr;
+    const T** row_pointers = row_pointers_ + id * this->row_pointers();
     StepRow<T>* step_rows = step_rows_ + id * apart(pass_.batch);
     for (int64_t s = 0; s < steps(); s += block_) {
       const int64_t place = (layer.layer * spec_.num_directions + layer.direction) * pass_.steps + s;
@@ -229,6 +229,9 @@ template <class C, class T> class ForwardPass {
   }
 
   int64_t steps() const { return pass_.batch ? pass_.steps : 0; }
+
+  // For the rows of a block, or for those of a step and their inputs.
+  int64_t row_pointers() const { return apart(max(2, block_) * pass_.batch); }
 
   int64_t time_of(const Layer& layer, int64_t s) const { return layer.reverse ? pass_.steps - 1 - s : s; }
 
@@ -346,7 +349,10 @@ template <class C, class T> class ForwardPass {
     } else if (splits()) {
       step_reset_before(all);
     } else {
-      run_tiles<C::gates>(StepTiles{all}, rows.count, part.panels.first, part.panels.last, t & 1);
+      if (rows.count == 1)
+        run_tiles<C::gates>(RowTile{all}, 1, part.panels.first, part.panels.last, t & 1);
+      else
+        step_of_rows(all);
       if (projects()) project(all);
     }
     return rows.count;
@@ -373,94 +379,132 @@ template <class C, class T> class ForwardPass {
     step.part.wait();
   }
 
-  struct StepTiles : Step {
-    static constexpr int most_panels = 8;
+  // The sums of some rows and panels, from the first of both on: [panel][row][gate][lane].
+  struct Sums {
+    Range panels, rows;
+    const T *x_part, *h_part;
+    int64_t x_stride, h_stride;  // between panels
 
-    template <int R, int P> void tile(int64_t panel, int64_t row) const {
+    const T* x(int64_t p, int64_t r) const { return at(x_part, x_stride, p, r); }
+    const T* h(int64_t p, int64_t r) const { return at(h_part, h_stride, p, r); }
+    const T* at(const T* part, int64_t stride, int64_t p, int64_t r) const {
+      return part + (p - panels.first) * stride + (r - rows.first) * C::gates * width;
+    }
+  };
+
+  // A step of one row: the cells come right behind their products, and wait for their functions while the weights of
+  // the next tile arrive.
+  struct RowTile : Step {
+    static constexpr int most_panels = 8, most_rows = 1;
+
+    template <int R, int P> void tile(int64_t panel, int64_t) const {
+      static_assert(R == 1, "a tile of one row");
+      constexpr int64_t stride = C::gates * width;
       const ForwardPass& pass = this->pass;
       const Layer& layer = this->layer;
-      const StepRow<T>* rows = this->rows + row;
-      V acc[R][P * C::gates];
-      alignas(64) T fused[P][R * C::gates * width];
-      const T* a[R];
-      TileSums sums{row, R, panel, P, fused[0], R * C::gates * width, nullptr};
-      if (pass.block_ == 1) {
-        T* out[P];
-        RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) out[p] = fused[p];
-        RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) a[r] = rows[r].x;
-        multiply<C::gates, R, P, T>(acc, a, layer.weights.w, layer.n.inputs, panel);
-        store_sums<C::gates, R, P, T>(acc, out);
-      } else {
-        sums.x_part = Step::x_part(panel, row), sums.x_part_stride = this->x_part_stride;
-      }
-      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) a[r] = layer.operand + rows[r].before;
-      multiply<C::gates, R, P, T>(acc, a, layer.weights.u, layer.n.outputs, panel);
-      V h_part[R][P * C::gates];
-      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
-        RNNFAST_UNROLL_FOR (int j = 0; j < P * C::gates; ++j) h_part[r][j] = acc[r][j];
-      sums.h_part = h_part[0];
-      if constexpr (R == 1)
-        pass.apply_cells(*this, sums);
+      alignas(64) T x_sums[P * stride], h_sums[P * stride];
+      Sums sums{{panel, panel + P}, {0, 1}, x_sums, h_sums, stride, stride};
+      if (pass.block_ == 1)
+        multiply<P>(this->rows->x, layer.weights.w, layer.n.inputs, panel, x_sums);
       else
-        pass.apply_cells_of_rows(*this, sums);
+        sums.x_part = this->x_part(panel, 0), sums.x_stride = this->x_part_stride;
+      multiply<P>(layer.operand + this->rows->before, layer.weights.u, layer.n.outputs, panel, h_sums);
+      pass.apply_cells(*this, sums);
+    }
+
+    template <int P>
+    static RNNFAST_INLINE void multiply(const T* row, const T* packed, int64_t k_size, int64_t panel, T* out) {
+      V acc[1][P * C::gates];
+      const T* const a[1] = {row};
+      rnnfast::multiply<C::gates, 1, P, T>(acc, a, packed, k_size, panel);
+      RNNFAST_UNROLL_FOR (int j = 0; j < P * C::gates; ++j) store<T>(out + j * width, acc[0][j]);
     }
   };
 
-  // The sums of a tile, in memory.
-  struct TileSums {
-    int64_t row, rows, panel, panels;
-    const T* x_part;  // [panel][row][gate][lane]
-    int64_t x_part_stride;
-    const V* h_part;  // [row][panel][gate]
-
-    RNNFAST_INLINE const T* x_part_of(int64_t r, int64_t p) const {
-      return x_part + (p - panel) * x_part_stride + (r - row) * C::gates * width;
-    }
-  };
-
-  // One copy for tiles of several rows.
-  RNNFAST_NOINLINE void apply_cells_of_rows(const Step& step, const TileSums& sums) const { apply_cells(step, sums); }
-
-  RNNFAST_INLINE void apply_cells(const Step& step, const TileSums& sums) const {
+  // A step of several: products of as many rows and panels as fit in a near cache, and then their cells, of which one
+  // waits for its functions while the next begin. The few cells of a single tile could not.
+  void step_of_rows(const Step& step) const {
+    constexpr int64_t most = 2048 / vector_bytes;  // cells
+    alignas(64) T x_sums[most * C::gates * width], h_sums[most * C::gates * width];
     const Layer& layer = step.layer;
-    if (layer.options.any) return apply_cells_with_options(step, sums);
-    // What does not change is copied: for all that the compiler knows, a store of values could change it.
-    const int64_t units = layer.n.units, batch = pass_.batch, total = schedule_.total(), x_stride = sums.x_part_stride;
-    const int64_t first = sums.panel, last = first + sums.panels;
-    const StepRow<T>*row = step.rows + sums.row, *const end = row + sums.rows;
-    const T *x_of_row = sums.x_part, *x_part = x_of_row, *const bias = layer.weights.bias;
-    const V* h_part = sums.h_part;
-    const bool relu = layer.relu;
-    int64_t p = first, number = step.first + sums.row;
-    for (;;) {
-      const int64_t unit = p * width, valid = min(width, units - unit);
-      V a[C::columns], saved[C::saved ? C::saved : 1];
-      Packed<C, T>::join(x_part, h_part, bias + p * C::columns * width, a);
-      T* const c = C::has_c ? layer.c + (p * batch + row->b) * width : nullptr;
-      const State<T> prev{load_part(layer.h + row->before + unit, valid), C::has_c ? load(c) : V{}};
-      const State<T> next = C::forward(a, prev, relu, saved);
-      store_part(layer.h + row->after + unit, next.h, valid);
-      store_part(row->y + unit, next.h, valid);
-      if (C::has_c) store<T>(c, next.c);
-      if (layer.saved) {
-        T* const out = layer.saved + (p * total + number) * C::saved * width;
-        RNNFAST_UNROLL_FOR (int i = 0; i < C::saved; ++i) store<T>(out + i * width, saved[i]);
+    const T **h_rows = step.row_pointers, **x_rows = h_rows + pass_.batch;
+    for (int64_t r = 0; r < step.count; ++r) {
+      h_rows[r] = layer.operand + step.rows[r].before;
+      if (block_ == 1) x_rows[r] = step.rows[r].x;
+    }
+    const int64_t together = most_together<C::gates>(step.count);
+    int64_t some_panels = most, some_rows = 1;
+    while (some_panels > together && some_rows < step.count) some_panels /= 2, some_rows *= 2;
+    const bool back = step.t & 1;  // see run_tiles
+    Range left = step.part.panels;
+    while (left.size() > 0) {
+      const Range panels = back ? Range{max(left.first, left.last - some_panels), left.last}
+                                : Range{left.first, min(left.first + some_panels, left.last)};
+      (back ? left.last : left.first) = back ? panels.first : panels.last;
+      for (int64_t row = 0; row < step.count; row += some_rows) {
+        const Range rows{row, min(row + some_rows, step.count)};
+        const int64_t stride = rows.size() * C::gates * width;
+        Sums sums{panels, rows, x_sums, h_sums, stride, stride};
+        if (block_ == 1)
+          run_products(x_rows, layer.weights.w, layer.n.inputs, x_sums, sums, back);
+        else
+          sums.x_part = step.x_part(panels.first, row), sums.x_stride = step.x_part_stride;
+        run_products(h_rows, layer.weights.u, layer.n.outputs, h_sums, sums, back);
+        apply_cells_of_rows(step, sums);
       }
-      h_part += C::gates, x_part += x_stride;
-      if (++p < last) continue;
-      if (++row == end) return;
-      p = first, ++number;
-      x_part = x_of_row += C::gates * width;
     }
   }
 
-  RNNFAST_NOINLINE void apply_cells_with_options(const Step& step, const TileSums& sums) const {
-    for (int64_t r = 0; r < sums.rows; ++r)
-      for (int64_t p = 0; p < sums.panels; ++p) {
-        V a[C::columns];
-        step.layer.weights.join(sums.x_part_of(sums.row + r, sums.panel + p),
-                                sums.h_part + (r * sums.panels + p) * C::gates, sums.panel + p, a);
-        apply_cell_with_options(step, sums.row + r, sums.panel + p, a);
+  static void run_products(const T* const* rows, const T* packed, int64_t k_size, T* out, const Sums& sums, bool back) {
+    const Products<C::gates, T> products{rows + sums.rows.first, packed, k_size,
+                                         out - sums.panels.first * sums.h_stride, sums.h_stride};
+    run_tiles<C::gates>(products, sums.rows.size(), sums.panels.first, sums.panels.last, back);
+  }
+
+  RNNFAST_NOINLINE void apply_cells_of_rows(const Step& step, const Sums& sums) const { apply_cells(step, sums); }
+
+  RNNFAST_INLINE void apply_cells(const Step& step, const Sums& sums) const {
+    const Layer& layer = step.layer;
+    if (layer.options.any) return apply_cells_with_options(step, sums);
+    // What does not change is copied: for all that the compiler knows, a store of values could change it.
+    const int64_t units = layer.n.units, batch = pass_.batch, total = schedule_.total();
+    const Range rows = sums.rows;
+    const StepRow<T>* const all_rows = step.rows;
+    const T *const h_before = layer.h, *const all_bias = layer.weights.bias;
+    T *const h_after = layer.h, *const all_c = layer.c, *const all_saved = layer.saved;
+    const bool relu = layer.relu;
+    for (int64_t p = sums.panels.first; p < sums.panels.last; ++p) {
+      const int64_t unit = p * width, valid = min(width, units - unit);
+      const T *x_part = sums.x(p, rows.first), *h_part = sums.h(p, rows.first);
+      const T* const bias = all_bias + p * C::columns * width;
+      T* out = all_saved ? all_saved + (p * total + step.first + rows.first) * C::saved * width : nullptr;
+      for (int64_t r = rows.first; r < rows.last; ++r) {
+        const StepRow<T>& row = all_rows[r];
+        V h[C::gates], a[C::columns], saved[C::saved ? C::saved : 1];
+        RNNFAST_UNROLL_FOR (int g = 0; g < C::gates; ++g) h[g] = load(h_part + g * width);
+        Packed<C, T>::join(x_part, h, bias, a);
+        T* const c = C::has_c ? all_c + (p * batch + row.b) * width : nullptr;
+        const State<T> prev{load_part(h_before + row.before + unit, valid), C::has_c ? load(c) : V{}};
+        const State<T> next = C::forward(a, prev, relu, saved);
+        store_part(h_after + row.after + unit, next.h, valid);
+        store_part(row.y + unit, next.h, valid);
+        if (C::has_c) store<T>(c, next.c);
+        if (out) {
+          RNNFAST_UNROLL_FOR (int i = 0; i < C::saved; ++i) store<T>(out + i * width, saved[i]);
+          out += C::saved * width;
+        }
+        x_part += C::gates * width, h_part += C::gates * width;
+      }
+    }
+  }
+
+  RNNFAST_NOINLINE void apply_cells_with_options(const Step& step, const Sums& sums) const {
+    for (int64_t p = sums.panels.first; p < sums.panels.last; ++p)
+      for (int64_t r = sums.rows.first; r < sums.rows.last; ++r) {
+        V h[C::gates], a[C::columns];
+        for (int g = 0; g < C::gates; ++g) h[g] = load(sums.h(p, r) + g * width);
+        step.layer.weights.join(sums.x(p, r), h, p, a);
+        apply_cell_with_options(step, r, p, a);
       }
   }
 
@@ -671,8 +715,8 @@ template <class C, class T> class ForwardPass {
   Interrupt interrupt_;
   T *h_, *c_, *operand_ = nullptr, *x_part_ = nullptr, *between_[2] = {}, *masked_ = nullptr;
   T *sums_ = nullptr, *unprojected_ = nullptr, *reset_h_ = nullptr, *columns_ = nullptr, *output_gates_ = nullptr;
-  StepRow<T>* step_rows_;             // for each thread
-  const T** row_pointers_ = nullptr;  // for each thread
+  StepRow<T>* step_rows_;   // for each thread
+  const T** row_pointers_;  // for each thread
   char* packed_ = nullptr;
 };
 

@@ -35,10 +35,11 @@ template <int Gates> constexpr int64_t panels_for(int64_t rows) {
 }
 
 // A kind of tile is a class with `template <int Rows, int Panels> void tile(int64_t panel, int64_t row) const` and the
-// number of panels that it runs together at most. This is the table of its instances; panels are 1, 2, 4 or 8.
+// numbers of panels and of rows that it runs together at most. This is the table of its instances; panels are 1, 2, 4
+// or 8.
 template <class Kind, int Gates> struct Tiles {
   using Tile = void (Kind::*)(int64_t panel, int64_t row) const;
-  static constexpr int max_rows = full_rows<Gates>;
+  static constexpr int max_rows = static_cast<int>(min(full_rows<Gates>, Kind::most_rows));
   Tile at[max_rows][4] = {};
 
   constexpr Tiles() { add_rows<max_rows>(); }
@@ -60,6 +61,12 @@ RNNFAST_INLINE void run_tile(const Kind& kind, int64_t panel, int64_t panels, in
   (kind.*tiles_of<Kind, Gates>.at[rows - 1][Tiles<Kind, Gates>::log2(panels)])(panel, row);
 }
 
+// Panels that run together in the tallest of the tiles that so many rows are divided into.
+template <int Gates> constexpr int64_t most_together(int64_t rows) {
+  const int64_t tiles = ceil_div(rows, full_rows<Gates>);
+  return panels_for<Gates>(tiles <= 1 ? max(1, rows) : ceil_div(rows, tiles));
+}
+
 // How many of the `left` panels run together, at most `most`.
 constexpr int64_t panel_group(int64_t left, int64_t most) {
   while (most > left) most /= 2;
@@ -75,13 +82,12 @@ constexpr int64_t last_group(int64_t left, int64_t most) { return left % most ? 
 template <int Gates, class Kind>
 void run_tiles(const Kind& kind, int64_t rows, int64_t first, int64_t last, bool back = false) {
   if (rows == 0) return;
-  const int64_t tiles = ceil_div(rows, full_rows<Gates>), tallest = ceil_div(rows, tiles);
-  const int64_t most = panels_for<Gates>(tallest);
+  const int64_t tiles = ceil_div(rows, full_rows<Gates>), most = most_together<Gates>(rows);
   while (first < last) {
     const int64_t panels = back ? last_group(last - first, most) : panel_group(last - first, most);
     if (back) last -= panels;
     for (int64_t j = 0, row = 0; j < tiles; ++j) {
-      const int64_t next = rows * (j + 1) / tiles;
+      const int64_t next = j + 1 == tiles ? rows : rows * (j + 1) / tiles;
       run_tile<Gates>(kind, back ? last : first, panels, row, next - row);
       row = next;
     }
@@ -149,7 +155,7 @@ RNNFAST_INLINE void accumulate_units(vec<T> (&acc)[Rows][Panels], const T* const
 // The operand is [tile of `height` inputs][row][height], da is [panel][row][column][lane], sums [panel][k][gate][lane].
 template <class Map, int DaColumns, class T> struct WeightSums {
   static constexpr int gates = Map::count, width = lanes<T>, height = full_rows<gates>,
-                       most_panels = full_panels<gates>;
+                       most_panels = full_panels<gates>, most_rows = height;
   const T *operand, *da;
   int64_t operand_stride, da_stride;  // between tiles, between panels
   int64_t inputs, rows;
@@ -194,7 +200,7 @@ template <class Map, int DaColumns, class T> struct WeightSums {
 
 // out[row] = sum over units u and gates g of da[row](u, column of g) * weights[panel][u][g]: da W or da U.
 template <class Map, class T> struct UnitSums {
-  static constexpr int width = lanes<T>, most_panels = 8;
+  static constexpr int width = lanes<T>, most_panels = 8, most_rows = registers;
   const T *da, *weights;
   int64_t da_stride, row_stride;  // between panels, between rows
   int64_t units;

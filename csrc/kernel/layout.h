@@ -12,18 +12,23 @@ namespace {
 template <class T> struct Rows {
   T* data;
   int64_t stride_t, stride_b;
+  const int64_t* starts;  // as View's
 
-  T* at(int64_t t, int64_t b) const { return data + t * stride_t + b * stride_b; }
+  T* at(int64_t t, int64_t b) const {
+    return data + (starts ? (starts[t] + b) * stride_b : t * stride_t + b * stride_b);
+  }
 };
 
 template <class T> Rows<const T> rows_of(const Input& v) {
-  return {static_cast<const T*>(v.data), v.stride_t, v.stride_b};
+  return {static_cast<const T*>(v.data), v.stride_t, v.stride_b, v.starts};
 }
-template <class T> Rows<T> rows_of(const Output& v) { return {static_cast<T*>(v.data), v.stride_t, v.stride_b}; }
+template <class T> Rows<T> rows_of(const Output& v) {
+  return {static_cast<T*>(v.data), v.stride_t, v.stride_b, v.starts};
+}
 template <class T> Rows<T> contiguous(T* data, int64_t batch, int64_t features) {
-  return {data, batch * features, features};
+  return {data, batch * features, features, nullptr};
 }
-template <class T> Rows<const T> read_only(const Rows<T>& r) { return {r.data, r.stride_t, r.stride_b}; }
+template <class T> Rows<const T> read_only(const Rows<T>& r) { return {r.data, r.stride_t, r.stride_b, r.starts}; }
 
 // The sizes of one layer and direction.
 struct Sizes {
@@ -127,7 +132,7 @@ RNNFAST_INLINE void store_sums(const Sums<T, Gates, R, P>& sums, T* const (&out)
 
 // sums = rows times packed weights, to [panel][row][gate][lane].
 template <int Gates, class T> struct Products {
-  static constexpr int most_panels = 8;
+  static constexpr int most_panels = 8, most_rows = registers;
   const T* const* rows;
   const T* packed;  // [panel][k][gate][lane]
   int64_t k_size;

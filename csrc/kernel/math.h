@@ -13,7 +13,7 @@
 // On x86_64_v2, which rounds twice, exp loses accuracy below 2^-102 (float32) and 2^-969 (float64), where no cell
 // needs it.
 //
-// NaN comes out as NaN (clamps are written `x < lo ? lo : x`, which keeps it), and true division is used throughout.
+// NaN comes out as NaN (`at_least` and `at_most` keep it), and true division is used throughout.
 #pragma once
 
 #include "simd.h"
@@ -61,10 +61,7 @@ template <class T> RNNFAST_INLINE Exponential<T> exponential(vec<T> x) {
   return {(vec<T>)((bits<T>)shifted << K::mantissa), fma(r * r, series, r)};
 }
 
-template <class T> RNNFAST_INLINE vec<T> clamp(vec<T> x, T low, T high) {
-  x = x < splat(low) ? splat(low) : x;
-  return x > splat(high) ? splat(high) : x;
-}
+template <class T> RNNFAST_INLINE vec<T> clamp(vec<T> x, T low, T high) { return at_most(at_least(x, low), high); }
 
 template <class T> RNNFAST_INLINE vec<T> exp_of(vec<T> x) {
   const Exponential<T> e = exponential<T>(clamp<T>(x, Constants<T>::exp_low, Constants<T>::exp_high));
@@ -79,11 +76,10 @@ template <class T> RNNFAST_INLINE vec<T> expm1_of(vec<T> x) {
 
 // sigmoid(x) = 1 / (1 + e) for x >= 0, e / (1 + e) for x < 0, with e = exp(-|x|).
 template <class T> RNNFAST_INLINE vec<T> sigmoid_of(vec<T> x) {
-  vec<T> a = (vec<T>)((bits<T>)x | (bits<T>)splat(T(-0.0)));
-  a = a < splat(Constants<T>::exp_low) ? splat(Constants<T>::exp_low) : a;
-  const Exponential<T> p = exponential<T>(a);
+  const vec<T> minus = (vec<T>)((bits<T>)x | (bits<T>)splat(T(-0.0)));
+  const Exponential<T> p = exponential<T>(at_least(minus, Constants<T>::exp_low));
   const vec<T> e = fma(p.power, p.tail, p.power), one = splat(T(1));
-  return (x < splat(T(0)) ? e : one) / (one + e);
+  return ((bits<T>)x < 0 ? e : one) / (one + e);  // by the sign bit: for -0, e is 1
 }
 
 // tanh(x) = e / (e + 2) with e = exp(2x) - 1, computed for |x|; the sign bit of x is put back at the end.
@@ -91,7 +87,7 @@ template <class T> RNNFAST_INLINE vec<T> sigmoid_of(vec<T> x) {
 template <class T> RNNFAST_INLINE vec<T> tanh_of(vec<T> x) {
   const bits<T> sign = (bits<T>)x & (bits<T>)splat(T(-0.0));
   const vec<T> magnitude = (vec<T>)((bits<T>)x ^ sign);
-  const vec<T> a = magnitude > splat(Constants<T>::tanh_high) ? splat(Constants<T>::tanh_high) : magnitude;
+  const vec<T> a = at_most(magnitude, Constants<T>::tanh_high);
   const Exponential<T> p = exponential<T>(a + a);
   const vec<T> e = fma(p.power, p.tail, p.power - splat(T(1)));
   return (vec<T>)((bits<T>)(e / (e + splat(T(2)))) | sign);

@@ -2,7 +2,8 @@
 // operator for. The only file with intrinsics.
 //
 // vec<T> is a GCC/Clang vector type: + - * / & < ?: work on it lane by lane, so formulas stay readable, and one text
-// serves every instruction set. A new one needs a block with `splat`, `fma`, `load_n`, `store_n` and `Flush`.
+// serves every instruction set. A new one needs a block with `splat`, `fma`, `at_least`, `at_most`,
+// `load_n`, `store_n` and `Flush`.
 #pragma once
 
 #include <cstddef>
@@ -64,6 +65,7 @@ using vf = vec<float>;
 using vd = vec<double>;
 
 // splat: x in every lane.  fma: a * b + c, rounded once (twice on x86_64_v2, which has no such instruction).
+// at_least, at_most: x, or the bound where x is beyond it; NaN stays.
 // load_n, store_n: the first n lanes only, 0 <= n <= lanes; load_n gives 0 in the others. Memory beyond is not touched.
 #if defined(__AVX512F__)
 
@@ -71,6 +73,11 @@ RNNFAST_INLINE vf splat(float x) { return _mm512_set1_ps(x); }
 RNNFAST_INLINE vd splat(double x) { return _mm512_set1_pd(x); }
 RNNFAST_INLINE vf fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 RNNFAST_INLINE vd fma(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
+// Of two numbers of which one is NaN, max and min give the second.
+RNNFAST_INLINE vf at_least(vf x, float bound) { return _mm512_max_ps(splat(bound), x); }
+RNNFAST_INLINE vd at_least(vd x, double bound) { return _mm512_max_pd(splat(bound), x); }
+RNNFAST_INLINE vf at_most(vf x, float bound) { return _mm512_min_ps(splat(bound), x); }
+RNNFAST_INLINE vd at_most(vd x, double bound) { return _mm512_min_pd(splat(bound), x); }
 RNNFAST_INLINE vf load_n(const float* p, int64_t n) {
   return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
 }
@@ -90,6 +97,10 @@ RNNFAST_INLINE vf splat(float x) { return _mm256_set1_ps(x); }
 RNNFAST_INLINE vd splat(double x) { return _mm256_set1_pd(x); }
 RNNFAST_INLINE vf fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 RNNFAST_INLINE vd fma(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
+RNNFAST_INLINE vf at_least(vf x, float bound) { return _mm256_max_ps(splat(bound), x); }
+RNNFAST_INLINE vd at_least(vd x, double bound) { return _mm256_max_pd(splat(bound), x); }
+RNNFAST_INLINE vf at_most(vf x, float bound) { return _mm256_min_ps(splat(bound), x); }
+RNNFAST_INLINE vd at_most(vd x, double bound) { return _mm256_min_pd(splat(bound), x); }
 RNNFAST_INLINE __m256i first_lanes(float, int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
@@ -114,6 +125,10 @@ RNNFAST_INLINE vd splat(double x) { return _mm_set1_pd(x); }
 RNNFAST_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }
 RNNFAST_INLINE vd fma(vd a, vd b, vd c) { return a * b + c; }
 #endif
+RNNFAST_INLINE vf at_least(vf x, float bound) { return x < splat(bound) ? splat(bound) : x; }
+RNNFAST_INLINE vd at_least(vd x, double bound) { return x < splat(bound) ? splat(bound) : x; }
+RNNFAST_INLINE vf at_most(vf x, float bound) { return x > splat(bound) ? splat(bound) : x; }
+RNNFAST_INLINE vd at_most(vd x, double bound) { return x > splat(bound) ? splat(bound) : x; }
 template <class T> RNNFAST_INLINE vec<T> load_n(const T* p, int64_t n) {
   vec<T> v = splat(T(0));
   for (int64_t j = 0; j < n; ++j) v[j] = p[j];

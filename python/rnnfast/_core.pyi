@@ -10,6 +10,14 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+# Memory of tensors, for those that run there: an address, 0 for None; that of a [T, B, features] array with its strides
+# of T and B in elements; those of h and c. Packed: the address of a PackedSequence's batch_sizes, [T] int64, and how
+# many rows it has; the arrays then have these rows, with the second stride. (0, 0): nothing is packed.
+Address = int
+Packing = tuple[int, int]
+Rows = tuple[int, int, int]
+States = tuple[int, int]
+
 class Spec:
     def __init__(
         self,
@@ -42,22 +50,20 @@ class Packed:
     def isa(self) -> str: ...
     @property
     def nbytes(self) -> int: ...
-    # Inference on memory that the caller answers for: addresses, 0 for None; (stride of T, stride of B) in elements.
+    # (output, state) of an ordinary call, as `Frozen.__call__` gives them; None where anything is out of the ordinary.
+    def forward(self, x: object, hx: object, batch_first: bool, threads: int) -> tuple[Any, ...] | None: ...
     def run(
         self,
         steps: int,
         batch: int,
-        x: int,  # [T, B, I]
-        x_strides: tuple[int, int],
-        y: int,  # [T, B, D*H]; rows beyond a length are left alone
-        y_strides: tuple[int, int],
-        h0: int,  # [L*D, B, H]
-        c0: int,
-        hn: int,
-        cn: int,
-        lengths: int,  # [B] of int64
+        packed: Packing,
+        x: Rows,  # [T, B, I]
+        y: Rows,  # [T, B, D*H]; rows beyond a length are left alone
+        start: States,  # h [L*D, B, S] and c [L*D, B, H]
+        last: States,
         threads: int,  # as in Pass
-    ) -> None: ...
+    ) -> None:
+        """Inference on memory that the caller answers for."""
 
 class Pass:
     """One forward call and, with a tape, what backward needs. Keeps its arrays alive."""
@@ -91,7 +97,6 @@ class Pass:
         zoneout_masks_c: Sequence[NDArray[np.uint8]] | None = None,
         cells: Array | None = None,  # [T, B, D*H], of the last layer; strides as x; rows are left alone as y's
         gates: Array | None = None,  # [T, B, D*G*H]
-        tape: NDArray[np.uint8] | None = None,  # memory for it, aligned to 64; a later Pass may continue with backward
     ) -> None: ...
     def forward(self) -> None: ...
     def backward(
@@ -110,6 +115,32 @@ class Pass:
     @property
     def tape_nbytes(self) -> int: ...
 
+class TensorPass:
+    """Forward or backward of a training pass on memory that the caller answers for, as `Packed.run`. Both are of one
+    pass, whose tape goes from one to the other."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        steps: int,
+        batch: int,
+        packed: Packing,
+        x: Rows,
+        y: Rows,
+        start: States,
+        last: States,
+        weights: Sequence[Address],  # as in Pass
+        dropout: float,
+        seed: int,
+        tape: tuple[Address, int],  # aligned to 64, and its bytes
+        isa: str,
+        threads: int,
+    ) -> None: ...
+    def forward(self) -> None: ...
+    def backward(
+        self, grad_y: Rows, grad_last: States, grad_x: Rows, grad_start: States, grad_weights: Sequence[Address]
+    ) -> None: ...
+
 class Stream:
     """One step at a time; h and c, in the form of `Pass`, are updated in place."""
 
@@ -118,7 +149,7 @@ class Stream:
     def step(self, x: Array, out: Array | None, threads: int) -> Array: ...
 
 def tape_nbytes(spec: Spec, steps: int, batch: int, isa: str) -> int: ...  # without lengths and segments
-def new_tape(nbytes: int) -> NDArray[np.uint8]: ...  # for Pass
+def new_tape(nbytes: int) -> NDArray[np.uint8]: ...  # for TensorPass
 def available_isas() -> list[str]: ...
 def default_isa() -> str: ...  # ValueError where RNNFAST_ISA names none
 

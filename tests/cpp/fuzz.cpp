@@ -50,7 +50,7 @@ Case decode(Bytes& bytes) {
     for (int64_t b = 0; b < c.batch; ++b) c.lengths.push_back(bytes.below(c.steps + 1));
   if (bytes.one_in(4)) c.dropout = static_cast<double>(bytes.below(5)) / 4;
   if (bytes.one_in(3)) c.segments = bytes.below(8);
-  if (bytes.one_in(3)) c.without = static_cast<unsigned>(bytes.below(256) * 8 + bytes.below(8));
+  if (bytes.one_in(3)) c.without = static_cast<unsigned>(bytes.below(256) * 32 + bytes.below(32));
   c.layout = static_cast<Layout>(bytes.below(layouts));
   c.gap = bytes.below(4);
   c.packed = bytes.one_in(3), c.in_place = bytes.one_in(8);
@@ -138,8 +138,6 @@ constexpr Spoil spoils[] = {
     [](Forward& f, Backward&) { return f.lengths = zeros, f.mask = static_cast<const uint8_t*>(never_read), true; },
     // pointers
     [](Forward&, Backward& b) { return b.pass = nullptr, true; },
-    [](Forward& f, Backward&) { return f.hn = nullptr, f.batch && f.spec.hidden_size; },
-    [](Forward& f, Backward&) { return f.cn = nullptr, f.batch && f.spec.hidden_size && has_c(f.spec.cell); },
     [](Forward& f, Backward&) { return f.x.data = nullptr, f.steps && f.batch && f.spec.input_size; },
     [](Forward& f, Backward&) { return f.y.data = nullptr, f.steps && f.batch && f.spec.hidden_size; },
     [](Forward& f, Backward&) { return f.tape = reinterpret_cast<void*>(8), true; },

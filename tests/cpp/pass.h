@@ -32,12 +32,14 @@ enum Optional : unsigned {
   no_grad_c0 = 256,
   no_grad_weights = 512,
   no_per_step = 1024,
+  no_hn = 2048,
+  no_cn = 4096,
 };
-constexpr unsigned optionals = 11;
+constexpr unsigned optionals = 13;
 
 // How a [T, B, features] array lies in memory.
-enum class Layout : int { steps_first, batch_first, backwards };
-constexpr int layouts = 3;
+enum class Layout : int { steps_first, batch_first, backwards, by_starts };
+constexpr int layouts = 4;
 
 struct Case {
   Cell cell = Cell::rnn;
@@ -215,9 +217,10 @@ class Numbers {
 
 // --- arrays ---
 
-// A [T, B, features] array with gaps between its rows.
+// A [T, B, features] array with gaps between its rows. By starts, two steps at a time have changed places.
 template <class T> struct Sequence {
   Guarded<T> memory;
+  Guarded<int64_t> starts;
   View<T> view;
 
   Sequence() = default;
@@ -225,14 +228,21 @@ template <class T> struct Sequence {
     const int64_t row = features + c.gap, rows = c.steps * c.batch;
     memory = Guarded<T>(rows ? (rows - 1) * row + features : 0, side, fill);
     const bool steps_first = c.layout != Layout::batch_first;
-    view = {memory.data(), row * (steps_first ? c.batch : 1), row * (steps_first ? 1 : c.steps)};
+    view = {memory.data(), row * (steps_first ? c.batch : 1), row * (steps_first ? 1 : c.steps), nullptr};
+    if (c.layout == Layout::by_starts) {
+      starts = Guarded<int64_t>(c.steps, side, 0);
+      for (int64_t t = 0; t < c.steps; ++t)
+        starts[static_cast<size_t>(t)] = std::min(t ^ 1, t % 2 ? t : c.steps - 1) * c.batch;
+      starts.protect();
+      view.starts = starts.data(), view.stride_t = 0;
+    }
     if (c.layout == Layout::backwards && rows) {
       view.data = memory.data() + (c.steps - 1) * view.stride_t;
       view.stride_t = -view.stride_t;
     }
   }
-  operator Input() const { return {view.data, view.stride_t, view.stride_b}; }
-  operator Output() const { return {view.data, view.stride_t, view.stride_b}; }
+  operator Input() const { return {view.data, view.stride_t, view.stride_b, view.starts}; }
+  operator Output() const { return {view.data, view.stride_t, view.stride_b, view.starts}; }
 };
 
 template <class T> struct Inputs {
@@ -374,10 +384,10 @@ template <class T> struct Pass {
     forward.weights = in.weights.data();
     forward.x = in.x;
     forward.y = out.y;
-    forward.hn = out.hn.data();
+    if (c.has(no_hn) || c.in_place) forward.hn = out.hn.data();
     if (c.has(no_h0)) forward.h0 = c.in_place ? forward.hn : in.h0.data();
     if (c.lstm()) {
-      forward.cn = out.cn.data();
+      if (c.has(no_cn) || c.in_place) forward.cn = out.cn.data();
       if (c.has(no_c0)) forward.c0 = c.in_place ? forward.cn : in.c0.data();
     }
     if (c.cells_wanted) forward.cells = out.cells;

@@ -88,7 +88,8 @@ template <class T> class Plain {
   size_t at(int64_t t, int64_t b, int64_t features) const { return size((t * p_.batch + b) * features); }
   template <class V> static auto row(const View<V>& view, int64_t t, int64_t b) {
     using Element = std::conditional_t<std::is_const_v<V>, const T, T>;
-    return static_cast<Element*>(view.data) + t * view.stride_t + b * view.stride_b;
+    const int64_t at = view.starts ? (view.starts[t] + b) * view.stride_b : t * view.stride_t + b * view.stride_b;
+    return static_cast<Element*>(view.data) + at;
   }
   // Row b of a layer's block in an array of states, or null; `size_of` is units_of or outputs_of.
   template <class V> auto state(V* array, const Layer& n, int64_t b, int64_t (*size_of)(const Spec&, int64_t)) const {

@@ -83,11 +83,11 @@ def current_isa() -> str:
 
 def array(tensor: Tensor) -> np.ndarray[Any, Any]:
     """The tensor's own memory, or that of a dense copy."""
-    return tensor.detach().contiguous().resolve_neg().numpy()
+    return dense(tensor).detach().numpy()
 
 
-def _optional_array(tensor: Tensor | None) -> np.ndarray[Any, Any] | None:
-    return None if tensor is None else array(tensor)
+def dense(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_contiguous() and not tensor.is_neg() else tensor.contiguous().resolve_neg()
 
 
 def _new(shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -140,23 +140,41 @@ def forget_packed(weights: Sequence[Any]) -> None:
             _entries.pop(key, None)
 
 
-# --- the rows of a PackedSequence ---
+# --- memory ---
 
 
-def pad(rows: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """[T, B, features] with undefined values beyond the lengths, and the lengths."""
-    padded, lengths = torch._VF._pad_packed_sequence(rows.detach(), batch_sizes, False, 0.0, batch_sizes.shape[0])
-    return padded, lengths
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
-def lengths_of(batch_sizes: Tensor) -> Tensor:
-    """[B], in the order of the rows: longest first."""
-    return (batch_sizes[:, None] > torch.arange(int(batch_sizes[0]))).sum(0)
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else dense(tensor)
 
 
-def unpad(padded: Tensor, lengths: Tensor) -> Tensor:
-    rows, _ = torch._VF._pack_padded_sequence(padded, lengths, False)
-    return rows
+def _with_dense_rows(tensor: Tensor) -> Tensor:
+    """Strides of the other axes are free."""
+    return tensor if tensor.stride(-1) == 1 and not tensor.is_neg() else tensor.contiguous().resolve_neg()
+
+
+def _rows(tensor: Tensor | None, batch_first: bool) -> _core.Rows:
+    """[T, B, features], or the rows of a PackedSequence, which must have dense rows."""
+    if tensor is None:
+        return 0, 0, 0
+    if tensor.dim() == 2:
+        return tensor.data_ptr(), 0, tensor.stride(0)
+    first, second, _ = tensor.stride()
+    return (tensor.data_ptr(), second, first) if batch_first else (tensor.data_ptr(), first, second)
+
+
+def _packing(x: Tensor, batch_sizes: Tensor | None) -> tuple[int, int]:
+    return (0, 0) if batch_sizes is None else (batch_sizes.data_ptr(), x.shape[0])
+
+
+def _extent(x: Tensor, batch_sizes: Tensor | None, batch_first: bool) -> tuple[int, int]:
+    """Steps and batch."""
+    if batch_sizes is not None:
+        return batch_sizes.shape[0], int(batch_sizes[0])
+    return (x.shape[1], x.shape[0]) if batch_first else (x.shape[0], x.shape[1])
 
 
 # --- without gradients ---
@@ -171,54 +189,31 @@ def run(
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """y, h_n, c_n; without dropout."""
-    if batch_sizes is not None:
-        padded, lengths = pad(x, batch_sizes)
-        y, h_n, c_n = _run(padded, h0, c0, weights, lengths, options._replace(batch_first=False))
-        return unpad(y, lengths), h_n, c_n
-    return _run(x, h0, c0, weights, None, options)
-
-
-def _run(
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    lengths: Tensor | None,
-    options: Options,
-) -> tuple[Tensor, Tensor, Tensor | None]:
     spec = spec_of(options, x.dtype, weights)
     packed = packed_weights(spec, weights)
-    _, units, width = sizes_of(options.mode, weights)
-    if x.stride(2) != 1:
-        x = x.contiguous()
-    first, second = x.shape[0], x.shape[1]
-    y = _new((first, second, 2 * width if options.bidirectional else width), x)
-    x_strides, y_strides = x.stride()[:2], y.stride()[:2]
-    steps, batch = first, second
-    if options.batch_first:
-        steps, batch = second, first
-        x_strides, y_strides = x_strides[::-1], y_strides[::-1]
-    h_n = _new((options.cells, batch, width), x)
-    c_n = _new((options.cells, batch, units), x) if options.mode == "LSTM" else None
-    if h0 is not None and not h0.is_contiguous():
-        h0 = h0.contiguous()
-    if c0 is not None and not c0.is_contiguous():
-        c0 = c0.contiguous()
+    x, h0, c0 = _with_dense_rows(x), _dense(h0), _dense(c0)
+    steps, batch = _extent(x, batch_sizes, options.batch_first)
+    y, h_n, c_n = _outputs(x, batch, weights, options)
     packed.run(
         steps,
         batch,
-        x.data_ptr(),
-        x_strides,
-        y.data_ptr(),
-        y_strides,
-        0 if h0 is None else h0.data_ptr(),
-        0 if c0 is None else c0.data_ptr(),
-        h_n.data_ptr(),
-        0 if c_n is None else c_n.data_ptr(),
-        0 if lengths is None else lengths.data_ptr(),
+        _packing(x, batch_sizes),
+        _rows(x, options.batch_first),
+        _rows(y, options.batch_first),
+        (_address(h0), _address(c0)),
+        (h_n.data_ptr(), _address(c_n)),
         threads(),
     )
     return y, h_n, c_n
+
+
+def _outputs(
+    x: Tensor, batch: int, weights: Sequence[Tensor], options: Options
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    _, units, width = sizes_of(options.mode, weights)
+    y = _new((*x.shape[:-1], 2 * width if options.bidirectional else width), x)
+    h_n = _new((options.cells, batch, width), x)
+    return y, h_n, _new((options.cells, batch, units), x) if options.mode == "LSTM" else None
 
 
 def run_cell(
@@ -228,23 +223,17 @@ def run_cell(
     sizes = sizes_of(mode, weights)
     units = sizes.units
     packed = packed_weights(_spec(mode, x.dtype, sizes, 1, 1), weights)
-    x = x if x.stride(1) == 1 else x.contiguous()
-    h = h if h is None or h.is_contiguous() else h.contiguous()
-    c = c if c is None or c.is_contiguous() else c.contiguous()
+    x, h, c = _with_dense_rows(x), _dense(h), _dense(c)
     h_n = _new((x.shape[0], units), x)
     c_n = torch.empty_like(h_n) if mode == "LSTM" else None
     packed.run(
         1,
         x.shape[0],
-        x.data_ptr(),
-        (0, x.stride(0)),
-        h_n.data_ptr(),
-        (0, units),
-        0 if h is None else h.data_ptr(),
-        0 if c is None else c.data_ptr(),
-        h_n.data_ptr(),
-        0 if c_n is None else c_n.data_ptr(),
-        0,
+        (0, 0),
+        (x.data_ptr(), 0, x.stride(0)),
+        (h_n.data_ptr(), 0, units),
+        (_address(h), _address(c)),
+        (h_n.data_ptr(), _address(c_n)),
         threads(),
     )
     return h_n, c_n
@@ -258,54 +247,11 @@ def tape_size(steps: Any, batch: Any, spec: _core.Spec, isa: str) -> Any:
     return steps * batch * _core.tape_nbytes(spec, 1, 1, isa)
 
 
-def _to_engine(tensor: Tensor, batch_first: bool) -> np.ndarray[Any, Any]:
-    """Strides of T and B are free."""
-    tensor = tensor.detach().resolve_neg()
-    if tensor.stride(2) != 1 and tensor.shape[2] != 1:
-        tensor = tensor.contiguous()
-    return (tensor.transpose(0, 1) if batch_first else tensor).numpy()
-
-
-def _aligned(tape: Tensor) -> np.ndarray[Any, Any]:
+def _aligned(tape: Tensor) -> Tensor:
     """Hooks on saved tensors may have moved it."""
     if tape.data_ptr() % 64 == 0:
-        return tape.numpy()
-    copy = _core.new_tape(tape.numel())
-    copy[:] = tape.numpy()
-    return copy
-
-
-def _pass(
-    x: Tensor,
-    y: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    h_n: Tensor,
-    c_n: Tensor | None,
-    weights: Sequence[Tensor],
-    lengths: Tensor | None,
-    seed: Tensor | None,
-    tape: Tensor,
-    options: Options,
-    isa: str,
-) -> _core.Pass:
-    return _core.Pass(
-        spec_of(options, x.dtype, weights),
-        [array(weight) for weight in weights],
-        _to_engine(x, options.batch_first),
-        _to_engine(y, options.batch_first),
-        _optional_array(h0),
-        _optional_array(c0),
-        h_n.numpy(),
-        None if c_n is None else c_n.numpy(),
-        _optional_array(lengths),
-        options.dropout,
-        0 if seed is None else int(seed),
-        True,
-        isa,
-        threads(),
-        tape=_aligned(tape),
-    )
+        return tape
+    return torch.from_numpy(_core.new_tape(tape.numel())).copy_(tape)
 
 
 def run_taped(
@@ -320,21 +266,28 @@ def run_taped(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """y, h_n, c_n, tape."""
     forget_packed(weights)  # fused optimizers change weights without a new version, and training comes before them
-    lengths = None
-    if batch_sizes is not None:
-        x, lengths = pad(x, batch_sizes)
-        options = options._replace(batch_first=False)
-    _, units, width = sizes_of(options.mode, weights)
-    first, second = x.shape[:2]
-    batch = first if options.batch_first else second
-    y = _new((first, second, 2 * width if options.bidirectional else width), x)
-    h_n = _new((options.cells, batch, width), x)
-    c_n = _new((options.cells, batch, units), x) if options.mode == "LSTM" else None
+    x, h0, c0 = _with_dense_rows(x), _dense(h0), _dense(c0)
+    weights = [dense(weight) for weight in weights]
+    steps, batch = _extent(x, batch_sizes, options.batch_first)
+    y, h_n, c_n = _outputs(x, batch, weights, options)
     spec = spec_of(options, x.dtype, weights)
-    tape = torch.from_numpy(_core.new_tape(tape_size(first, second, spec, isa)))
-    _pass(x, y, h0, c0, h_n, c_n, weights, lengths, seed, tape, options, isa).forward()
-    if lengths is not None:
-        y = unpad(y, lengths)
+    tape = torch.from_numpy(_core.new_tape(tape_size(steps, batch, spec, isa)))
+    _core.TensorPass(
+        spec,
+        steps,
+        batch,
+        _packing(x, batch_sizes),
+        _rows(x, options.batch_first),
+        _rows(y, options.batch_first),
+        (_address(h0), _address(c0)),
+        (h_n.data_ptr(), _address(c_n)),
+        [weight.data_ptr() for weight in weights],
+        options.dropout,
+        0 if seed is None else int(seed),
+        (tape.data_ptr(), tape.numel()),
+        isa,
+        threads(),
+    ).forward()
     return y, h_n, c_n, tape
 
 
@@ -365,34 +318,36 @@ def run_backward(
 ) -> list[Tensor]:
     """The wanted gradients by x, h0, c0 and the weights."""
     forget_packed(weights)
-    lengths = None
-    if batch_sizes is not None:
-        x, lengths = pad(x, batch_sizes)
-        y, _ = pad(y, batch_sizes)
-        grad_y = None if grad_y is None else pad(grad_y, batch_sizes)[0]
-        options = options._replace(batch_first=False)
-    batch = x.shape[0] if options.batch_first else x.shape[1]
+    x, y, h0, c0 = _with_dense_rows(x), _with_dense_rows(y), _dense(h0), _dense(c0)
+    grad_y = None if grad_y is None else _with_dense_rows(grad_y)
+    grad_h_n, grad_c_n = _dense(grad_h_n), _dense(grad_c_n) if options.mode == "LSTM" else None
+    weights, tape = [dense(weight) for weight in weights], _aligned(tape)
+    steps, batch = _extent(x, batch_sizes, options.batch_first)
     _, units, width = sizes_of(options.mode, weights)
-    h_shape, c_shape = (options.cells, batch, width), (options.cells, batch, units)
-    is_lstm = options.mode == "LSTM"
-    # The engine asks where a last state would go; nobody reads or writes it here.
-    unused_h, unused_c = _new(h_shape, x), _new(c_shape, x) if is_lstm else None
     grad_x = _new(tuple(x.shape), x) if wanted.x else None
-    grad_h0 = _new(h_shape, x) if wanted.h0 else None
-    grad_c0 = _new(c_shape, x) if wanted.c0 else None
+    grad_h0 = _new((options.cells, batch, width), x) if wanted.h0 else None
+    grad_c0 = _new((options.cells, batch, units), x) if wanted.c0 else None
     grad_weights = [_new(tuple(w.shape), x) if want else None for w, want in zip(weights, wanted.weights, strict=True)]
-    forward = _pass(x, y, h0, c0, unused_h, unused_c, weights, lengths, seed, tape, options, isa)
-    forward.backward(
-        None if grad_y is None else _to_engine(grad_y, options.batch_first),
-        _optional_array(grad_h_n),
-        _optional_array(grad_c_n) if is_lstm else None,
-        None if grad_x is None else _to_engine(grad_x, options.batch_first),
-        None if grad_h0 is None else grad_h0.numpy(),
-        None if grad_c0 is None else grad_c0.numpy(),
-        [None if grad is None else grad.numpy() for grad in grad_weights],
-        None,
+    _core.TensorPass(
+        spec_of(options, x.dtype, weights),
+        steps,
+        batch,
+        _packing(x, batch_sizes),
+        _rows(x, options.batch_first),
+        _rows(y, options.batch_first),
+        (_address(h0), _address(c0)),
+        (0, 0),
+        [weight.data_ptr() for weight in weights],
+        options.dropout,
+        0 if seed is None else int(seed),
+        (tape.data_ptr(), tape.numel()),
+        isa,
         threads(),
+    ).backward(
+        _rows(grad_y, options.batch_first),
+        (_address(grad_h_n), _address(grad_c_n)),
+        _rows(grad_x, options.batch_first),
+        (_address(grad_h0), _address(grad_c0)),
+        [_address(grad) for grad in grad_weights],
     )
-    if grad_x is not None and lengths is not None:
-        grad_x = unpad(grad_x, lengths)
     return [grad for grad in (grad_x, grad_h0, grad_c0, *grad_weights) if grad is not None]

@@ -49,6 +49,8 @@ class _Layer(torch.nn.RNNBase):
             return False
         if batch_sizes is None and x.shape[1 if self.batch_first else 0] == 0:
             return False
+        if batch_sizes is not None and not (batch_sizes.dtype == torch.int64 and batch_sizes.is_contiguous()):
+            return False
         cells = self.num_layers * (2 if self.bidirectional else 1)
         shapes = [(cells, batch, self.proj_size or self.hidden_size), (cells, batch, self.hidden_size)]
         return _support.states_fit(states, shapes, x.dtype)
@@ -63,12 +65,15 @@ class _Layer(torch.nn.RNNBase):
         options = Options(
             self.mode, self.num_layers, self.bidirectional, self.batch_first, self.dropout if drops else 0.0
         )
-        traced = torch.compiler.is_compiling()
-        if not (traced or drops or _support.need_gradients((x, h0, c0), weights) or _support.watched()):
-            return _engine.run(x, h0, c0, weights, batch_sizes, options)
+        seed = torch.randint(2**63 - 1, (), device="cpu") if drops else None
+        needed = _support.need_gradients((x, h0, c0), weights)
+        if not (torch.compiler.is_compiling() or _support.watched()):
+            if needed:
+                return _operators.with_gradients(x, h0, c0, weights, batch_sizes, seed, options)
+            if not drops:
+                return _engine.run(x, h0, c0, weights, batch_sizes, options)
         if batch_sizes is not None and h0 is None:  # the operator's shapes follow from h0
             h0 = x.new_zeros((options.cells, batch, self.proj_size or self.hidden_size))
-        seed = torch.randint(2**63 - 1, (), device="cpu") if drops else None
         return _operators.recurrent(x, h0, c0, weights, batch_sizes, seed, *options)
 
     @staticmethod

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _engine, _second_order
+from . import _engine, _second_order, _support
 from ._engine import Options, Wanted
 
 _OPTIONS = "str mode, int num_layers, bool bidirectional, bool batch_first, float dropout"
@@ -142,8 +142,9 @@ class _Recurrent(torch.autograd.Function):
         ctx: Any, options: Options, x: Tensor, h0: Any, c0: Any, batch_sizes: Any, seed: Any, *weights: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.options, ctx.isa = options, _engine.current_isa()
+        run = _taped if _support.watched() else _taped_cpu
         with torch._C._AutoDispatchBelowAutograd():
-            y, h_n, c_n, tape = _taped(x, h0, c0, list(weights), batch_sizes, seed, *options, ctx.isa)
+            y, h_n, c_n, tape = run(x, h0, c0, list(weights), batch_sizes, seed, *options, ctx.isa)
         ctx.set_materialize_grads(False)
         if options.mode != "LSTM":
             ctx.mark_non_differentiable(c_n)
@@ -161,18 +162,25 @@ class _Recurrent(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph: these gradients shall have gradients
             found = _second_order.gradients(grad_y, grad_h_n, grad_c_n, *inputs, ctx.options, wanted)
         else:
-            found = _backward(grad_y, grad_h_n, grad_c_n, *inputs, y, tape, *ctx.options, ctx.isa, wanted)
+            run = _backward if _support.watched() else _backward_cpu
+            found = run(grad_y, grad_h_n, grad_c_n, *inputs, y, tape, *ctx.options, ctx.isa, wanted)
         rest = iter(found)
         grad_x, grad_h0, grad_c0, *grad_weights = [next(rest) if want else None for want in wanted]
         return None, grad_x, grad_h0, grad_c0, None, None, *grad_weights
+
+
+def with_gradients(
+    x: Tensor, h0: Any, c0: Any, weights: list[Tensor], batch_sizes: Any, seed: Any, options: Options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator without the way there through torch's dispatcher, which nobody watches."""
+    return _Recurrent.apply(options, x, h0, c0, batch_sizes, seed, *weights)
 
 
 def _recurrent_autograd(
     x: Tensor, h0: Any, c0: Any, weights: list[Tensor], batch_sizes: Any, seed: Any, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *weights)):
-        result = _Recurrent.apply(Options(*options), x, h0, c0, batch_sizes, seed, *weights)
-        return result
+        return with_gradients(x, h0, c0, weights, batch_sizes, seed, Options(*options))
     with torch._C._AutoDispatchBelowAutograd():
         return recurrent(x, h0, c0, weights, batch_sizes, seed, *options)
 

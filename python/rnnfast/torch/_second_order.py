@@ -80,5 +80,6 @@ def _mask(x: Tensor, batch_sizes: Tensor | None, seed: int, layer: int, options:
     keep = torch.from_numpy(_core.dropout_mask(seed, options.dropout, layer, steps, batch, x.shape[-1]))
     mask = keep.to(x.dtype) * (1 / (1 - options.dropout) if options.dropout < 1 else 0.0)
     if batch_sizes is not None:
-        return _engine.unpad(mask, _engine.lengths_of(batch_sizes))
+        lengths = (batch_sizes[:, None] > torch.arange(batch)).sum(0)
+        return torch._VF._pack_padded_sequence(mask, lengths, False)[0]
     return mask.transpose(0, 1) if options.batch_first else mask
