@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import numpy as np
 import task_data
@@ -13,8 +14,19 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"[a-z']+|[:;=8xX]-?[()\[\]dDpP/\\|*oO3]+|<3|[!?]+|\.\.+", text.lower()) or ["."]
 
 
-def load(limit: int | None) -> tuple[list[list[str]], np.ndarray, list[list[str]], np.ndarray, list[str]]:
-    """Words and ratings to train on, words and ratings held out, and the held-out texts."""
+class Tweets(NamedTuple):
+    """Words and ratings to train on, the same held out, and the held-out texts."""
+
+    x: list[list[str]]
+    y: np.ndarray
+    x_held_out: list[list[str]]
+    y_held_out: np.ndarray
+    texts: list[str]
+    vocabulary: task_data.Vocabulary
+    valence: np.ndarray  # of each of the vocabulary's words, by the lexicon; 0 where it has none
+
+
+def load(limit: int | None) -> Tweets:
     tweets = [tweet for tweet in task_data.rated_texts("tweets") if tweet.rating][:limit]
     train, held_out = task_data.split(len(tweets), 0.2, [tweet.text for tweet in tweets])
     known, unseen = [tweets[n] for n in train], [tweets[n] for n in held_out]
@@ -22,7 +34,10 @@ def load(limit: int | None) -> tuple[list[list[str]], np.ndarray, list[list[str]
         ([words_of(item.text) for item in items], np.array([item.rating for item in items], np.float32))
         for items in (known, unseen)
     )
-    return x, y, x_held_out, y_held_out, [item.text for item in unseen]
+    lexicon = task_data.word_valences()
+    vocabulary = task_data.Vocabulary(x, least=2, always=[word for word in lexicon if words_of(word) == [word]])
+    valence = np.array([lexicon.get(word, 0) for word in vocabulary.symbols], np.float32)
+    return Tweets(x, y, x_held_out, y_held_out, [item.text for item in unseen], vocabulary, valence)
 
 
 def strength(rating: np.ndarray) -> np.ndarray:
@@ -30,17 +45,18 @@ def strength(rating: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-2 * rating))
 
 
-def baselines(
-    x: list[list[str]], y: np.ndarray, x_held_out: list[list[str]], y_held_out: np.ndarray
-) -> dict[str, float]:
-    """The more frequent answer, and naive Bayes: a sum of log odds of words, whatever their order."""
-    y, y_held_out = y > 0, y_held_out > 0
-    vocabulary = task_data.Vocabulary(x, least=2)
-    counts = np.ones((2, len(vocabulary)))
-    for words, label in zip(x, y, strict=True):
-        np.add.at(counts[int(label)], vocabulary.encode(words), 1)
+def baselines(tweets: Tweets) -> dict[str, float]:
+    """The more frequent answer; naive Bayes, a sum of log odds of words, whatever their order; the sum of the words'
+    valences."""
+    y, y_held_out = tweets.y > 0, tweets.y_held_out > 0
+    seen = task_data.Vocabulary(tweets.x, least=2)
+    counts = np.ones((2, len(seen)))
+    for words, label in zip(tweets.x, y, strict=True):
+        np.add.at(counts[int(label)], seen.encode(words), 1)
     odds = np.log(counts[1] / counts[1].sum()) - np.log(counts[0] / counts[0].sum())
     prior = np.log(y.mean() / (1 - y.mean()))
-    bayes = np.array([odds[vocabulary.encode(words)].sum() + prior > 0 for words in x_held_out])
-    majority = max(y_held_out.mean(), 1 - y_held_out.mean())
-    return {"more frequent answer": 100 * float(majority), "naive Bayes": 100 * float((bayes == y_held_out).mean())}
+    bayes = np.array([odds[seen.encode(words)].sum() + prior > 0 for words in tweets.x_held_out])
+    summed = np.array([tweets.valence[tweets.vocabulary.encode(words)].sum() > 0 for words in tweets.x_held_out])
+    answers = {"more frequent answer": np.full(len(y_held_out), y.mean() > 0.5), "naive Bayes": bayes}
+    answers["lexicon"] = summed
+    return {name: 100 * float((answer == y_held_out).mean()) for name, answer in answers.items()}

@@ -2,7 +2,7 @@
 
 python examples/sentiment_numpy.py [--cell rnn|lstm|gru]
 
-x_t = row of E for word t                           [D], dropout
+x_t = row of E for word t, and the word's valence   [D], dropout; [1]
 h   = mean over t of layer(x), both directions      [2 H], dropout
 p   = sigmoid(w h + b)
 loss = mean over the batch of -y log p - (1 - y) log(1 - p), y the text's strength
@@ -17,20 +17,21 @@ from typing import Any
 
 import numpy as np
 from sentiment_data import baselines, load, strength
-from task_data import DataError, Vocabulary
+from task_data import DataError
 from tqdm import tqdm
 
 import rnnfast as rf
 
 CELLS: dict[str, Any] = {"rnn": rf.RNN, "lstm": rf.LSTM, "gru": rf.GRU}
-EMBEDDING, HIDDEN, BATCH, RATE, DROPOUT = 64, 96, 32, 2e-3, 0.4
+EMBEDDING, HIDDEN, BATCH, RATE, DROPOUT = 32, 96, 32, 2e-3, 0.7
 
 
 class Classifier:
-    def __init__(self, cell: str, words: int, seed: int) -> None:
+    def __init__(self, cell: str, valence: Any, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
-        self.layer = CELLS[cell](EMBEDDING, HIDDEN, bidirectional=True, seed=self.rng)
-        self.E = 0.1 * self.rng.standard_normal((words, EMBEDDING), dtype=np.float32)
+        self.layer = CELLS[cell](EMBEDDING + 1, HIDDEN, bidirectional=True, seed=self.rng)
+        self.valence = valence
+        self.E = 0.1 * self.rng.standard_normal((len(valence), EMBEDDING), dtype=np.float32)
         self.w = self.rng.uniform(-0.07, 0.07, 2 * HIDDEN).astype(np.float32)
         self.b = np.zeros(1, np.float32)
         self.parameters = {"E": self.E, "w": self.w, "b": self.b, **self.layer.parameters}
@@ -39,22 +40,26 @@ class Classifier:
         """Zeroes a share of the elements, and makes up for it in the others."""
         return (self.rng.random(shape, dtype=np.float32) >= DROPOUT) / np.float32(1 - DROPOUT)
 
+    def inputs(self, words: Any, kept: Any = 1) -> Any:
+        """[T, B, D + 1]"""
+        return np.concatenate([self.E[words] * kept, self.valence[words][..., None]], axis=-1, dtype=np.float32)
+
     def __call__(self, words: Any, lengths: Any) -> Any:
         """words: [T, B], to logits [B]"""
-        h, _ = self.layer(self.E[words], lengths=lengths)
+        h, _ = self.layer(self.inputs(words), lengths=lengths)
         return h.sum(axis=0) / lengths[:, None] @ self.w + self.b
 
     def gradients(self, words: Any, lengths: Any, y: Any) -> tuple[float, dict[str, Any]]:
         """The loss of one batch, and d loss / d parameter by name."""
         kept_x, kept_h = self.mask(*words.shape, EMBEDDING), self.mask(len(y), 2 * HIDDEN)
-        steps, _, tape = self.layer.forward(self.E[words] * kept_x, lengths=lengths)
+        steps, _, tape = self.layer.forward(self.inputs(words, kept_x), lengths=lengths)
         h = steps.sum(axis=0) / lengths[:, None] * kept_h  # steps are 0 beyond each end
         z = h @ self.w + self.b
         d_z = (1 / (1 + np.exp(-z)) - y) / len(y)
         d_h = d_z[:, None] * self.w * kept_h / lengths[:, None]
         grads = self.layer.backward(tape, np.broadcast_to(d_h.astype(np.float32), steps.shape))
         d_E = np.zeros_like(self.E)
-        np.add.at(d_E, words, grads.input * kept_x)
+        np.add.at(d_E, words, grads.input[..., :-1] * kept_x)
         loss = float((np.logaddexp(0, z) - y * z).mean())
         return loss, {"E": d_E, "w": d_z @ h, "b": d_z.sum(keepdims=True), **grads.parameters}
 
@@ -94,19 +99,16 @@ def main() -> int:
     if options.threads:
         rf.set_num_threads(options.threads)
     try:
-        texts, y, unseen, expected, _ = load(options.limit)
+        tweets = load(options.limit)
     except DataError as error:
         print(error, file=sys.stderr)
         return 2
-    vocabulary = Vocabulary(texts, least=2)
-    model = Classifier(options.cell, len(vocabulary), options.seed)
-    train(model, [vocabulary.encode(words) for words in texts], strength(y), options.epochs)
-    found = model(*padded([vocabulary.encode(words) for words in unseen])) > 0
+    x, unseen = ([tweets.vocabulary.encode(words) for words in texts] for texts in (tweets.x, tweets.x_held_out))
+    model = Classifier(options.cell, tweets.valence, options.seed)
+    train(model, x, strength(tweets.y), options.epochs)
+    found = model(*padded(unseen)) > 0
     print("held out, accuracy, %:")
-    for name, score in [
-        *baselines(texts, y, unseen, expected).items(),
-        (options.cell, 100 * (found == (expected > 0)).mean()),
-    ]:
+    for name, score in [*baselines(tweets).items(), (options.cell, 100 * (found == (tweets.y_held_out > 0)).mean())]:
         print(f"  {name:24} {score:.2f}")
     return 0
 

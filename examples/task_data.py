@@ -119,6 +119,13 @@ def rated_texts(kind: str) -> list[Rated]:
     return [Rated(row[2], float(row[1])) for row in rows if len(row) == 3]
 
 
+def word_valences() -> dict[str, float]:
+    """How positive readers find a word alone, from -4 to 4: the package's lexicon, of the same source."""
+    lines = text_of(member(fetch(TWEETS), "*/vaderSentiment/vader_lexicon.txt")).split("\n")
+    rows = (line.split("\t") for line in lines)
+    return {row[0].lower(): float(row[1]) for row in rows if len(row) > 1}
+
+
 def emoji_names(language: str) -> dict[str, str]:
     """Names of emoji by the emoji, in English ("en") or another of the package's languages."""
     names = member(
@@ -251,16 +258,17 @@ def text_of(raw: bytes) -> str:
 
 
 class Vocabulary:
-    """Symbols that training data has at least `least` times, most frequent first, as numbers.
+    """Symbols that training data has at least `least` times, most frequent first, and those of `always`, as numbers.
 
     The first four numbers are no symbols: padding, the start and the end of a sequence, and any other symbol.
     """
 
     PAD, START, STOP, OTHER = range(4)
 
-    def __init__(self, sequences: Iterable[Sequence[str]], least: int = 1) -> None:
+    def __init__(self, sequences: Iterable[Sequence[str]], least: int = 1, always: Iterable[str] = ()) -> None:
         counts = Counter(symbol for sequence in sequences for symbol in sequence)
         known = [symbol for symbol, count in counts.most_common() if count >= least]
+        known += sorted(set(always).difference(known))
         self.symbols = ["", "", "", "\N{REPLACEMENT CHARACTER}", *known]
         self.numbers = {symbol: number for number, symbol in enumerate(self.symbols) if number > self.OTHER}
 

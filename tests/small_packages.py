@@ -16,12 +16,13 @@ LETTER_SOUNDS = {"a": "AE1", "b": "B", "d": "D", "e": "EH0", "k": "K", "m": "M",
 FRENCH = {"red": "rouge", "big": "grand", "cat": "chat", "dog": "chien", "car": "voiture", "sun": "soleil"}
 
 
-def tar(path: str, content: bytes) -> bytes:
+def tar(files: dict[str, bytes]) -> bytes:
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w:gz") as archive:
-        entry = tarfile.TarInfo(path)
-        entry.size = len(content)
-        archive.addfile(entry, io.BytesIO(content))
+        for path, content in files.items():
+            entry = tarfile.TarInfo(path)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
     return raw.getvalue()
 
 
@@ -32,7 +33,11 @@ def wheel(path: Path, files: dict[str, str]) -> None:
 
 
 def debian(path: Path, name: str, content: bytes) -> None:
-    parts = {"debian-binary": b"2.0\n", "control.tar.gz": tar("./control", b"odd"), "data.tar.gz": tar(name, content)}
+    parts = {
+        "debian-binary": b"2.0\n",
+        "control.tar.gz": tar({"./control": b"odd"}),
+        "data.tar.gz": tar({name: content}),
+    }
     with path.open("wb") as file:
         file.write(b"!<arch>\n")
         for key, raw in parts.items():
@@ -63,9 +68,15 @@ def series(rng: Any, count: int) -> str:
 def make(folder: Path) -> None:
     """All of them but the font."""
     rng = np.random.default_rng(0)
-    inner = tar("hutto_ICWSM_2014/tweets_GroundTruth.txt", tweets(rng).encode())
+    inner = tar({"hutto_ICWSM_2014/tweets_GroundTruth.txt": tweets(rng).encode()})
+    lexicon = "".join(f"{word}\t{value}\t0.5\t[]\n" for words, value in ((GOOD, 2.5), (BAD, -2.5)) for word in words)
     (folder / "vaderSentiment-3.3.2.tar.gz").write_bytes(
-        tar("vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz", inner)
+        tar(
+            {
+                "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz": inner,
+                "vaderSentiment-3.3.2/vaderSentiment/vader_lexicon.txt": lexicon.encode(),
+            }
+        )
     )
     pairs = [(f"{a} {b} {n}", f"{FRENCH[b]} {FRENCH[a]} {n}") for n in range(3) for a in FRENCH for b in FRENCH]
     english = {chr(0x1F300 + n): {"en": f":{a.replace(' ', '_')}:"} for n, (a, _) in enumerate(pairs)}

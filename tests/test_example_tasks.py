@@ -127,7 +127,7 @@ def test_the_numpy_form_computes_the_gradient_of_its_loss(task_data: ModuleType)
     pytest.importorskip("tqdm")
     import sentiment_numpy
 
-    model = sentiment_numpy.Classifier("lstm", 7, seed=0)
+    model = sentiment_numpy.Classifier("lstm", np.linspace(-2, 2, 7, dtype=np.float32), seed=0)
     model.mask = lambda *shape: np.ones(shape, np.float32)
     words, lengths = sentiment_numpy.padded([np.array([1, 2, 3]), np.array([4]), np.array([5, 6])])
     y = np.array([1, 0, 1], np.float32)
@@ -148,6 +148,7 @@ def test_tweets_are_read_from_an_archive_in_an_archive(task_data: ModuleType) ->
     assert len(tweets) == 80
     assert {tweet.rating for tweet in tweets} == {1.5, -1.5}
     assert tweets[3].text.endswith(" 3")
+    assert task_data.word_valences() == dict.fromkeys(small_packages.GOOD, 2.5) | dict.fromkeys(small_packages.BAD, -2.5)
 
 
 def test_catalogues_give_texts_without_place_holders(task_data: ModuleType) -> None:
