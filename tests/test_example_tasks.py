@@ -148,7 +148,8 @@ def test_tweets_are_read_from_an_archive_in_an_archive(task_data: ModuleType) ->
     assert len(tweets) == 80
     assert {tweet.rating for tweet in tweets} == {1.5, -1.5}
     assert tweets[3].text.endswith(" 3")
-    assert task_data.word_valences() == dict.fromkeys(small_packages.GOOD, 2.5) | dict.fromkeys(small_packages.BAD, -2.5)
+    moods = {2.5: small_packages.GOOD, -2.5: small_packages.BAD}
+    assert task_data.word_valences() == {word: value for value, words in moods.items() for word in words}
 
 
 def test_catalogues_give_texts_without_place_holders(task_data: ModuleType) -> None:
