@@ -403,23 +403,22 @@ template <class C, class T> class ForwardPass {
       const ForwardPass& pass = this->pass;
       const Layer& layer = this->layer;
       alignas(64) T x_sums[P * stride], h_sums[P * stride];
+      const T* const operand = layer.operand + this->rows->before;
       Sums sums{{panel, panel + P}, {0, 1}, x_sums, h_sums, stride, stride};
       if (pass.block_ == 1)
-        multiply<P>(this->rows->x, layer.weights.w, layer.n.inputs, panel, x_sums);
+        products_of(&this->rows->x, layer.weights.w, layer.n.inputs, x_sums, sums).template tile<1, P>(panel, 0);
       else
         sums.x_part = this->x_part(panel, 0), sums.x_stride = this->x_part_stride;
-      multiply<P>(layer.operand + this->rows->before, layer.weights.u, layer.n.outputs, panel, h_sums);
+      products_of(&operand, layer.weights.u, layer.n.outputs, h_sums, sums).template tile<1, P>(panel, 0);
       pass.apply_cells(*this, sums);
     }
-
-    template <int P>
-    static RNNFAST_INLINE void multiply(const T* row, const T* packed, int64_t k_size, int64_t panel, T* out) {
-      V acc[1][P * C::gates];
-      const T* const a[1] = {row};
-      rnnfast::multiply<C::gates, 1, P, T>(acc, a, packed, k_size, panel);
-      RNNFAST_UNROLL_FOR (int j = 0; j < P * C::gates; ++j) store<T>(out + j * width, acc[0][j]);
-    }
   };
+
+  // Of the rows and panels of `sums`, to `out`.
+  static Products<C::gates, T> products_of(const T* const* rows, const T* packed, int64_t k_size, T* out,
+                                           const Sums& sums) {
+    return {rows + sums.rows.first, packed, k_size, out - sums.panels.first * sums.h_stride, sums.h_stride};
+  }
 
   // A step of several: products of as many rows and panels as fit in a near cache, and then their cells, of which one
   // waits for its functions while the next begin. The few cells of a single tile could not.
@@ -432,7 +431,7 @@ template <class C, class T> class ForwardPass {
       h_rows[r] = layer.operand + step.rows[r].before;
       if (block_ == 1) x_rows[r] = step.rows[r].x;
     }
-    const int64_t together = most_together<C::gates>(step.count);
+    const int64_t together = Heights<Products<C::gates, T>, C::gates>(step.count).panels();
     int64_t some_panels = most, some_rows = 1;
     while (some_panels > together && some_rows < step.count) some_panels /= 2, some_rows *= 2;
     const bool back = step.t & 1;  // see run_tiles
@@ -445,20 +444,17 @@ template <class C, class T> class ForwardPass {
         const Range rows{row, min(row + some_rows, step.count)};
         const int64_t stride = rows.size() * C::gates * width;
         Sums sums{panels, rows, x_sums, h_sums, stride, stride};
+        const auto run = [&](const T* const* of, const T* packed, int64_t k_size, T* out) {
+          run_tiles<C::gates>(products_of(of, packed, k_size, out, sums), rows.size(), panels.first, panels.last, back);
+        };
         if (block_ == 1)
-          run_products(x_rows, layer.weights.w, layer.n.inputs, x_sums, sums, back);
+          run(x_rows, layer.weights.w, layer.n.inputs, x_sums);
         else
           sums.x_part = step.x_part(panels.first, row), sums.x_stride = step.x_part_stride;
-        run_products(h_rows, layer.weights.u, layer.n.outputs, h_sums, sums, back);
+        run(h_rows, layer.weights.u, layer.n.outputs, h_sums);
         apply_cells_of_rows(step, sums);
       }
     }
-  }
-
-  static void run_products(const T* const* rows, const T* packed, int64_t k_size, T* out, const Sums& sums, bool back) {
-    const Products<C::gates, T> products{rows + sums.rows.first, packed, k_size,
-                                         out - sums.panels.first * sums.h_stride, sums.h_stride};
-    run_tiles<C::gates>(products, sums.rows.size(), sums.panels.first, sums.panels.last, back);
   }
 
   RNNFAST_NOINLINE void apply_cells_of_rows(const Step& step, const Sums& sums) const { apply_cells(step, sums); }

@@ -27,6 +27,12 @@ template <int Gates> constexpr int full_rows_from(int rows) {
   return fits(rows + 1, full_panels<Gates> * Gates) ? full_rows_from<Gates>(rows + 1) : rows;
 }
 template <int Gates> constexpr int full_rows = full_rows_from<Gates>(1);
+// With few registers a tile of four gates may take them in two halves, one after the other: then it may be higher. It
+// does so for the rows that would be left over, since two rows alone have too few chains. Everywhere it would be
+// slower: the weights arrive in whole lines, of which it uses a half at a time.
+template <int Gates> constexpr bool in_halves = registers < 32 && Gates == 4;
+template <int Gates>
+constexpr int high_rows = full_rows<Gates> * (in_halves<Gates> ? 2 : 1) - (in_halves<Gates> ? 1 : 0);
 // With fewer rows more panels run together: below 8 independent chains the latency of fma is the limit.
 template <int Gates> constexpr int64_t panels_for(int64_t rows) {
   int64_t panels = 8;
@@ -39,7 +45,7 @@ template <int Gates> constexpr int64_t panels_for(int64_t rows) {
 // or 8.
 template <class Kind, int Gates> struct Tiles {
   using Tile = void (Kind::*)(int64_t panel, int64_t row) const;
-  static constexpr int max_rows = static_cast<int>(min(full_rows<Gates>, Kind::most_rows));
+  static constexpr int max_rows = Kind::most_rows;
   Tile at[max_rows][4] = {};
 
   constexpr Tiles() { add_rows<max_rows>(); }
@@ -61,11 +67,22 @@ RNNFAST_INLINE void run_tile(const Kind& kind, int64_t panel, int64_t panels, in
   (kind.*tiles_of<Kind, Gates>.at[rows - 1][Tiles<Kind, Gates>::log2(panels)])(panel, row);
 }
 
-// Panels that run together in the tallest of the tiles that so many rows are divided into.
-template <int Gates> constexpr int64_t most_together(int64_t rows) {
-  const int64_t tiles = ceil_div(rows, full_rows<Gates>);
-  return panels_for<Gates>(tiles <= 1 ? max(1, rows) : ceil_div(rows, tiles));
-}
+// So many rows are divided into tiles of almost equal height: 7 are 4 + 3, not 6 + 1. Or, where there are higher ones,
+// into full tiles and a last one with what is left.
+template <class Kind, int Gates> struct Heights {
+  static constexpr bool higher = Kind::most_rows > full_rows<Gates>;
+  int64_t rows, tiles;
+
+  constexpr explicit Heights(int64_t rows)
+      : rows(rows), tiles(higher ? max(1, rows / full_rows<Gates>) : ceil_div(rows, Kind::most_rows)) {}
+  constexpr int64_t end(int64_t tile) const {
+    return tile + 1 == tiles ? rows : higher ? (tile + 1) * full_rows<Gates> : rows * (tile + 1) / tiles;
+  }
+  // Panels that run together.
+  constexpr int64_t panels() const {
+    return panels_for<Gates>(tiles <= 1 ? max(1, rows) : higher ? full_rows<Gates> : ceil_div(rows, tiles));
+  }
+};
 
 // How many of the `left` panels run together, at most `most`.
 constexpr int64_t panel_group(int64_t left, int64_t most) {
@@ -76,18 +93,19 @@ constexpr int64_t panel_group(int64_t left, int64_t most) {
 // The last of the groups that panel_group makes of so many.
 constexpr int64_t last_group(int64_t left, int64_t most) { return left % most ? (left % most) & -(left % most) : most; }
 
-// All tiles of `rows` rows by panels [first, last). Tiles are of almost equal height: 7 rows are 4 + 3, not 6 + 1.
+// All tiles of `rows` rows by panels [first, last).
 // Panels are outermost, so that one panel's weights serve every row while they are in cache. Every other step goes
 // `back` from the last panel to the first, whose end then finds in cache what the step before used last.
 template <int Gates, class Kind>
 void run_tiles(const Kind& kind, int64_t rows, int64_t first, int64_t last, bool back = false) {
   if (rows == 0) return;
-  const int64_t tiles = ceil_div(rows, full_rows<Gates>), most = most_together<Gates>(rows);
+  const Heights<Kind, Gates> heights(rows);
+  const int64_t most = heights.panels();
   while (first < last) {
     const int64_t panels = back ? last_group(last - first, most) : panel_group(last - first, most);
     if (back) last -= panels;
-    for (int64_t j = 0, row = 0; j < tiles; ++j) {
-      const int64_t next = j + 1 == tiles ? rows : rows * (j + 1) / tiles;
+    for (int64_t j = 0, row = 0; j < heights.tiles; ++j) {
+      const int64_t next = heights.end(j);
       run_tile<Gates>(kind, back ? last : first, panels, row, next - row);
       row = next;
     }
@@ -200,7 +218,7 @@ template <class Map, int DaColumns, class T> struct WeightSums {
 
 // out[row] = sum over units u and gates g of da[row](u, column of g) * weights[panel][u][g]: da W or da U.
 template <class Map, class T> struct UnitSums {
-  static constexpr int width = lanes<T>, most_panels = 8, most_rows = registers;
+  static constexpr int width = lanes<T>, most_panels = 8, most_rows = full_rows<1>;
   const T *da, *weights;
   int64_t da_stride, row_stride;  // between panels, between rows
   int64_t units;

@@ -107,46 +107,43 @@ template <> struct InOrderOf<4> {
 };
 template <int Gates> using InOrder = typename InOrderOf<Gates>::type;
 
-// The sums of `R` rows and `P` panels with `Gates` columns each, in registers.
-template <class T, int Gates, int R, int P> using Sums = vec<T>[R][P * Gates];
+template <int First> using Half = Columns<First, First + 1>;  // of four gates
 
-// sums = a times the packed weights [panel][k][gate][lane], from `panel` on. Each sum starts from 0.
-template <int Gates, int R, int P, class T>
-RNNFAST_INLINE void multiply(Sums<T, Gates, R, P>& sums, const T* const (&a)[R], const T* packed, int64_t k_size,
-                             int64_t panel) {
-  const T* b[P];
-  RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) b[p] = packed + (panel + p) * k_size * Gates * lanes<T>;
-  RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
-    RNNFAST_UNROLL_FOR (int j = 0; j < P * Gates; ++j) sums[r][j] = vec<T>{};
-  accumulate<InOrder<Gates>, 1, Gates, R, P, T>(sums, a, b, k_size);
-}
-
-// To [row][gate][lane] at out[p].
-template <int Gates, int R, int P, class T>
-RNNFAST_INLINE void store_sums(const Sums<T, Gates, R, P>& sums, T* const (&out)[P]) {
-  RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p)
-    RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
-      RNNFAST_UNROLL_FOR (int g = 0; g < Gates; ++g)
-        store<T>(out[p] + (r * Gates + g) * lanes<T>, sums[r][p * Gates + g]);
-}
-
-// sums = rows times packed weights, to [panel][row][gate][lane].
+// sums = rows times packed weights, to [panel][row][gate][lane]. Each sum starts from 0.
 template <int Gates, class T> struct Products {
-  static constexpr int most_panels = 8, most_rows = registers;
+  static constexpr int most_panels = 8, most_rows = high_rows<Gates>;
   const T* const* rows;
   const T* packed;  // [panel][k][gate][lane]
   int64_t k_size;
   T* sums;
   int64_t panel_stride;  // of the sums
 
-  template <int R, int P> void tile(int64_t panel, int64_t row) const {
-    vec<T> acc[R][P * Gates];
-    const T* a[R];
+  template <int R, int P> RNNFAST_INLINE void tile(int64_t panel, int64_t row) const {
+    if constexpr (fits(R, P * Gates)) {
+      gates_of_tile<InOrder<Gates>, R, P>(panel, row);
+    } else {
+      gates_of_tile<Half<0>, R, P>(panel, row);
+      gates_of_tile<Half<2>, R, P>(panel, row);
+    }
+  }
+
+  template <class Map, int R, int P> RNNFAST_INLINE void gates_of_tile(int64_t panel, int64_t row) const {
+    constexpr int count = Map::count, width = lanes<T>;
+    vec<T> acc[R][P * count];
+    const T *a[R], *b[P];
     T* out[P];
     RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) a[r] = rows[row + r];
-    RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) out[p] = sums + (panel + p) * panel_stride + row * Gates * lanes<T>;
-    multiply<Gates, R, P, T>(acc, a, packed, k_size, panel);
-    store_sums<Gates, R, P, T>(acc, out);
+    RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) {
+      b[p] = packed + (panel + p) * k_size * Gates * width;
+      out[p] = sums + (panel + p) * panel_stride + row * Gates * width;
+    }
+    RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
+      RNNFAST_UNROLL_FOR (int j = 0; j < P * count; ++j) acc[r][j] = vec<T>{};
+    accumulate<Map, 1, Gates, R, P, T>(acc, a, b, k_size);
+    RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p)
+      RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
+        RNNFAST_UNROLL_FOR (int g = 0; g < count; ++g)
+          store<T>(out[p] + (r * Gates + Map::at(g)) * width, acc[r][p * count + g]);
   }
 };
 
