@@ -480,3 +480,38 @@ def test_the_rows_of_a_packed_sequence_may_lie_apart() -> None:
         strided = packed._replace(data=data)
         torch.testing.assert_close(ours(strided)[0].data, theirs(strided)[0].data)
         assert torch.equal(ours(strided)[0].data, ours(packed)[0].data)
+
+
+@pytest.mark.parametrize(
+    "changed", [lambda t: t.float(), lambda t: t.repeat_interleave(2)[::2]], ids=["another dtype", "apart"]
+)
+def test_a_tape_that_a_hook_has_changed_is_refused(changed: Any) -> None:
+    layer = rt.GRU(I, H)
+
+    def unpack(tensor: Any) -> Any:
+        return changed(tensor) if tensor.dtype == torch.uint8 else tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, unpack):
+        output = layer(torch.randn(T, B, I))[0]
+    with pytest.raises(ValueError, match="hook"):
+        output.sum().backward()
+
+
+def test_a_gradient_of_a_class_of_its_own_goes_through_the_dispatcher() -> None:
+    class Doubled(torch.Tensor):
+        @staticmethod
+        def __new__(cls, inner: Any) -> Any:
+            return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        @classmethod
+        def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            plain = torch.utils._pytree.tree_map(lambda t: t.inner if isinstance(t, Doubled) else t, (args, kwargs))
+            return function(*plain[0], **(plain[1] or {}))
+
+    layer, x, gradient = rt.GRU(I, H), torch.randn(T, B, I, requires_grad=True), torch.randn(T, B, H)
+    expected = torch.autograd.grad(layer(x)[0], x, gradient)[0]
+    (found,) = torch.autograd.grad(layer(x)[0], x, Doubled(gradient))
+    torch.testing.assert_close(found, expected)

@@ -2,8 +2,7 @@
 // operator for. The only file with intrinsics.
 //
 // vec<T> is a GCC/Clang vector type: + - * / & < ?: work on it lane by lane, so formulas stay readable, and one text
-// serves every instruction set. A new one needs a block with `splat`, `fma`, `at_least`, `at_most`,
-// `load_n`, `store_n` and `Flush`.
+// serves every instruction set. A new one needs a block with `splat`, `fma`, `load_n`, `store_n` and `Flush`.
 #pragma once
 
 #include <cstddef>
@@ -73,11 +72,6 @@ RNNFAST_INLINE vf splat(float x) { return _mm512_set1_ps(x); }
 RNNFAST_INLINE vd splat(double x) { return _mm512_set1_pd(x); }
 RNNFAST_INLINE vf fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 RNNFAST_INLINE vd fma(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
-// Of two numbers of which one is NaN, max and min give the second.
-RNNFAST_INLINE vf at_least(vf x, float bound) { return _mm512_max_ps(splat(bound), x); }
-RNNFAST_INLINE vd at_least(vd x, double bound) { return _mm512_max_pd(splat(bound), x); }
-RNNFAST_INLINE vf at_most(vf x, float bound) { return _mm512_min_ps(splat(bound), x); }
-RNNFAST_INLINE vd at_most(vd x, double bound) { return _mm512_min_pd(splat(bound), x); }
 RNNFAST_INLINE vf load_n(const float* p, int64_t n) {
   return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
 }
@@ -97,10 +91,6 @@ RNNFAST_INLINE vf splat(float x) { return _mm256_set1_ps(x); }
 RNNFAST_INLINE vd splat(double x) { return _mm256_set1_pd(x); }
 RNNFAST_INLINE vf fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 RNNFAST_INLINE vd fma(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
-RNNFAST_INLINE vf at_least(vf x, float bound) { return _mm256_max_ps(splat(bound), x); }
-RNNFAST_INLINE vd at_least(vd x, double bound) { return _mm256_max_pd(splat(bound), x); }
-RNNFAST_INLINE vf at_most(vf x, float bound) { return _mm256_min_ps(splat(bound), x); }
-RNNFAST_INLINE vd at_most(vd x, double bound) { return _mm256_min_pd(splat(bound), x); }
 RNNFAST_INLINE __m256i first_lanes(float, int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
@@ -125,10 +115,6 @@ RNNFAST_INLINE vd splat(double x) { return _mm_set1_pd(x); }
 RNNFAST_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }
 RNNFAST_INLINE vd fma(vd a, vd b, vd c) { return a * b + c; }
 #endif
-RNNFAST_INLINE vf at_least(vf x, float bound) { return x < splat(bound) ? splat(bound) : x; }
-RNNFAST_INLINE vd at_least(vd x, double bound) { return x < splat(bound) ? splat(bound) : x; }
-RNNFAST_INLINE vf at_most(vf x, float bound) { return x > splat(bound) ? splat(bound) : x; }
-RNNFAST_INLINE vd at_most(vd x, double bound) { return x > splat(bound) ? splat(bound) : x; }
 template <class T> RNNFAST_INLINE vec<T> load_n(const T* p, int64_t n) {
   vec<T> v = splat(T(0));
   for (int64_t j = 0; j < n; ++j) v[j] = p[j];
@@ -138,6 +124,19 @@ template <class T> RNNFAST_INLINE void store_n(T* p, vec<T> v, int64_t n) {
   for (int64_t j = 0; j < n; ++j) p[j] = v[j];
 }
 
+#endif
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// One instruction each, where the compiler makes two of what is below. Of two numbers, one NaN, they give the second.
+RNNFAST_INLINE vf at_least(vf x, float bound) { return _mm256_max_ps(splat(bound), x); }
+RNNFAST_INLINE vd at_least(vd x, double bound) { return _mm256_max_pd(splat(bound), x); }
+RNNFAST_INLINE vf at_most(vf x, float bound) { return _mm256_min_ps(splat(bound), x); }
+RNNFAST_INLINE vd at_most(vd x, double bound) { return _mm256_min_pd(splat(bound), x); }
+#else
+RNNFAST_INLINE vf at_least(vf x, float bound) { return x < splat(bound) ? splat(bound) : x; }
+RNNFAST_INLINE vd at_least(vd x, double bound) { return x < splat(bound) ? splat(bound) : x; }
+RNNFAST_INLINE vf at_most(vf x, float bound) { return x > splat(bound) ? splat(bound) : x; }
+RNNFAST_INLINE vd at_most(vd x, double bound) { return x > splat(bound) ? splat(bound) : x; }
 #endif
 
 // The same where most often all lanes are valid: a plain load or store is cheaper than a masked one.

@@ -247,6 +247,17 @@ def tape_size(steps: Any, batch: Any, spec: _core.Spec, isa: str) -> Any:
     return steps * batch * _core.tape_nbytes(spec, 1, 1, isa)
 
 
+def _unchanged(tape: Tensor, others: Sequence[Tensor | None], dtype: torch.dtype) -> None:
+    """Hooks on saved tensors may have returned anything."""
+    if tape.dtype != torch.uint8 or not tape.is_contiguous():
+        raise ValueError(f"a hook on saved tensors returned a tape of {tape.dtype}, and it has to be what was saved")
+    for tensor in others:
+        if tensor is not None and (tensor.dtype != dtype or not tensor.is_cpu):
+            raise ValueError(
+                f"a saved tensor or gradient is {tensor.dtype} on {tensor.device}, and should be {dtype} on cpu"
+            )
+
+
 def _aligned(tape: Tensor) -> Tensor:
     """Hooks on saved tensors may have moved it."""
     if tape.data_ptr() % 64 == 0:
@@ -318,6 +329,7 @@ def run_backward(
 ) -> list[Tensor]:
     """The wanted gradients by x, h0, c0 and the weights."""
     forget_packed(weights)
+    _unchanged(tape, [grad_y, grad_h_n, grad_c_n, x, y, h0, c0, *weights], weights[0].dtype)
     x, y, h0, c0 = _with_dense_rows(x), _with_dense_rows(y), _dense(h0), _dense(c0)
     grad_y = None if grad_y is None else _with_dense_rows(grad_y)
     grad_h_n, grad_c_n = _dense(grad_h_n), _dense(grad_c_n) if options.mode == "LSTM" else None

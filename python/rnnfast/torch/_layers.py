@@ -67,7 +67,7 @@ class _Layer(torch.nn.RNNBase):
         )
         seed = torch.randint(2**63 - 1, (), device="cpu") if drops else None
         needed = _support.need_gradients((x, h0, c0), weights)
-        if not (torch.compiler.is_compiling() or _support.watched()):
+        if not torch.compiler.is_compiling() and _support.direct(weights):
             if needed:
                 return _operators.with_gradients(x, h0, c0, weights, batch_sizes, seed, options)
             if not drops:

@@ -1,9 +1,10 @@
 """A stack of layers as operators of torch, with autograd.
 
-`rnnfast::recurrent` is what a model calls; under autograd it becomes one node, which runs `rnnfast::recurrent_taped`
-and, on the way back, `rnnfast::recurrent_backward`. Each has a fake implementation, so that torch.compile and
-torch.export see shapes where there are no values. The autograd part is written by hand, because that of
-torch.library.register_autograd costs 90 us a call where this one costs 20.
+`rnnfast::recurrent` is what a compiled or watched model calls; under autograd it becomes one node, which runs
+`rnnfast::recurrent_taped` and, on the way back, `rnnfast::recurrent_backward`. Each has a fake implementation, so that
+torch.compile and torch.export see shapes where there are no values. Where nobody watches, the node is made and the
+engine called without the dispatcher. The autograd part is written by hand, because that of
+torch.library.register_autograd costs several times as much a call.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class _Recurrent(torch.autograd.Function):
         ctx: Any, options: Options, x: Tensor, h0: Any, c0: Any, batch_sizes: Any, seed: Any, *weights: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.options, ctx.isa = options, _engine.current_isa()
-        run = _taped if _support.watched() else _taped_cpu
+        run = _taped_cpu if _support.direct([x, h0, c0, *weights]) else _taped
         with torch._C._AutoDispatchBelowAutograd():
             y, h_n, c_n, tape = run(x, h0, c0, list(weights), batch_sizes, seed, *options, ctx.isa)
         ctx.set_materialize_grads(False)
@@ -162,7 +163,8 @@ class _Recurrent(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph: these gradients shall have gradients
             found = _second_order.gradients(grad_y, grad_h_n, grad_c_n, *inputs, ctx.options, wanted)
         else:
-            run = _backward if _support.watched() else _backward_cpu
+            tensors = [grad_y, grad_h_n, grad_c_n, x, h0, c0, y, tape, *weights]
+            run = _backward_cpu if _support.direct(tensors) else _backward
             found = run(grad_y, grad_h_n, grad_c_n, *inputs, y, tape, *ctx.options, ctx.isa, wanted)
         rest = iter(found)
         grad_x, grad_h0, grad_c0, *grad_weights = [next(rest) if want else None for want in wanted]
@@ -172,7 +174,8 @@ class _Recurrent(torch.autograd.Function):
 def with_gradients(
     x: Tensor, h0: Any, c0: Any, weights: list[Tensor], batch_sizes: Any, seed: Any, options: Options
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator without the way there through torch's dispatcher, which nobody watches."""
+    """As the operator. Where nobody watches and all tensors are plain, calling this saves the way through torch's
+    dispatcher."""
     return _Recurrent.apply(options, x, h0, c0, batch_sizes, seed, *weights)
 
 

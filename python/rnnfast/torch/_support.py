@@ -113,6 +113,11 @@ def plain(tensors: Sequence[Tensor | None]) -> bool:
     return True
 
 
+def direct(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether the engine may take these without the dispatcher: nobody watches, and they are what they seem."""
+    return not watched() and plain(tensors)
+
+
 def sound(tensors: Sequence[Tensor | None]) -> bool:
     """Whether rnnfast may run on x and the states in this moment."""
     if torch.compiler.is_compiling():
