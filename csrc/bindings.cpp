@@ -423,7 +423,7 @@ struct Packed {
     run_call(call);
   }
 
-  // (output, state) of an ordinary call in no time: whole arrays of the right kind, nothing empty. None for any other:
+  // (output, state) of an ordinary call: whole arrays of the right kind, nothing empty. None for any other:
   // Python takes those, and words their errors.
   py::object forward(py::handle x, py::handle hx, bool batch_first, int threads) const {
     const py::dtype type = numpy_dtype(spec.dtype);
