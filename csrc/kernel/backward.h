@@ -506,13 +506,13 @@ template <class C, class T> class BackwardPass {
     const bool to_initial = from == Start::initial && !to_row;
     for (int64_t p = part.outputs.first; p < part.outputs.last; ++p) {
       const int64_t unit = p * width, valid = min(width, n.outputs - unit);
-      const V d = layer.d_hn ? load_n(layer.d_hn + b * n.outputs + unit, valid) : V{};
+      const V d = layer.d_hn ? load_part(layer.d_hn + b * n.outputs + unit, valid) : V{};
       store<T>(d_h_at(layer, s.d_h, b) + unit, to_row ? d : V{});
       if (restarts_from_initial()) store<T>(d_h_at(layer, s.d_h0, b) + unit, to_initial ? d : V{});
     }
     for (int64_t p = part.panels.first; C::has_c && p < part.panels.last; ++p) {
       const int64_t unit = p * width, valid = min(width, n.units - unit), at = (p * pass_.batch + b) * width;
-      const V d = layer.d_cn ? load_n(layer.d_cn + b * n.units + unit, valid) : V{};
+      const V d = layer.d_cn ? load_part(layer.d_cn + b * n.units + unit, valid) : V{};
       store<T>(s.d_c + at, to_row ? d : V{});
       if (restarts_from_initial()) store<T>(s.d_c0 + at, to_initial ? d : V{});
     }
@@ -530,13 +530,13 @@ template <class C, class T> class BackwardPass {
         const int64_t unit = p * width;
         V d = load(d_h_at(layer, s.d_h, b) + unit);
         if (restarts_from_initial()) d += load(d_h_at(layer, s.d_h0, b) + unit);
-        store_n(layer.d_h0 + b * n.outputs + unit, d, min(width, n.outputs - unit));
+        store_part(layer.d_h0 + b * n.outputs + unit, d, min(width, n.outputs - unit));
       }
       for (int64_t p = part.panels.first; C::has_c && layer.d_c0 && p < part.panels.last; ++p) {
         const int64_t unit = p * width, at = (p * pass_.batch + b) * width;
         V d = load(s.d_c + at);
         if (restarts_from_initial()) d += load(s.d_c0 + at);
-        store_n(layer.d_c0 + b * n.units + unit, d, min(width, n.units - unit));
+        store_part(layer.d_c0 + b * n.units + unit, d, min(width, n.units - unit));
       }
     }
     if (layer.gradients) unpack_gradients(layer, s, team);
@@ -570,7 +570,7 @@ template <class C, class T> class BackwardPass {
     if (!out) return;
     for (int64_t p = panels.first; p < panels.last; ++p)
       for (int g = 0; g < Map::count; ++g)
-        store_n(typed(out) + g * units + p * width, load(sums + (p * ColumnCount + Map::at(g)) * width),
+        store_part(typed(out) + g * units + p * width, load(sums + (p * ColumnCount + Map::at(g)) * width),
                 min(width, units - p * width));
   }
 
@@ -925,7 +925,7 @@ template <class C, class T> class BackwardPass {
     if constexpr (C::gates == 3) {
       const Unit<T> unit = layer.options.unit(nullptr);
       for (int64_t p = 0; p < layer.n.panels; ++p) {
-        const V part = load_n(h + p * width, min(width, layer.n.units - p * width));
+        const V part = load_part(h + p * width, min(width, layer.n.units - p * width));
         store<T>(scratch.line + p * width, C::reset(load(saved_at(layer, p, row.number)), part, unit));
       }
     }

@@ -246,12 +246,12 @@ template <class C, class T> class ForwardPass {
     for (int64_t p = part.outputs.first; p < part.outputs.last; ++p) {
       const int64_t unit = p * width, valid = min(width, layer.n.outputs - unit), at = b * layer.n.outputs + unit;
       store_h(layer, b, state_after(layer, b, steps) + unit, unit,
-              layer.h0 && !zero ? load_n(layer.h0 + at, valid) : V{}, valid);
+              layer.h0 && !zero ? load_part(layer.h0 + at, valid) : V{}, valid);
     }
     if (!C::has_c) return;
     for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
       const int64_t unit = p * width, valid = min(width, layer.n.units - unit), at = b * layer.n.units + unit;
-      store<T>(layer.c + (p * pass_.batch + b) * width, layer.c0 && !zero ? load_n(layer.c0 + at, valid) : V{});
+      store<T>(layer.c + (p * pass_.batch + b) * width, layer.c0 && !zero ? load_part(layer.c0 + at, valid) : V{});
     }
   }
 
@@ -269,12 +269,12 @@ template <class C, class T> class ForwardPass {
       if (from != Start::previous) begin(layer, part, b, steps, from);
       for (int64_t p = part.outputs.first; layer.hn && p < part.outputs.last; ++p) {
         const int64_t unit = p * width, valid = min(width, layer.n.outputs - unit);
-        const V h = load_n(layer.h + state_after(layer, b, steps) + unit, valid);
-        store_n(layer.hn + b * layer.n.outputs + unit, h, valid);
+        const V h = load_part(layer.h + state_after(layer, b, steps) + unit, valid);
+        store_part(layer.hn + b * layer.n.outputs + unit, h, valid);
       }
       for (int64_t p = part.panels.first; C::has_c && layer.cn && p < part.panels.last; ++p) {
         const int64_t unit = p * width, valid = min(width, layer.n.units - unit);
-        store_n(layer.cn + b * layer.n.units + unit, load(layer.c + (p * pass_.batch + b) * width), valid);
+        store_part(layer.cn + b * layer.n.units + unit, load(layer.c + (p * pass_.batch + b) * width), valid);
       }
     }
   }

@@ -197,8 +197,8 @@ template <class C, class T> struct Packed {
     if (!ln_c) return;
     for (int64_t p = own.first; p < own.last; ++p) {
       const int64_t unit = p * width, valid = min(width, n.units - unit);
-      store<T>(ln_c + p * 2 * width, load_n(static_cast<const T*>(from.weight_ln_c) + unit, valid));
-      store<T>(ln_c + (p * 2 + 1) * width, load_n(static_cast<const T*>(from.bias_ln_c) + unit, valid));
+      store<T>(ln_c + p * 2 * width, load_part(static_cast<const T*>(from.weight_ln_c) + unit, valid));
+      store<T>(ln_c + (p * 2 + 1) * width, load_part(static_cast<const T*>(from.bias_ln_c) + unit, valid));
     }
   }
 
