@@ -53,7 +53,7 @@ template <class T> RNNFAST_NOINLINE vec<T> Curve<T>::value(vec<T> x) const {
     case Function::scaled_tanh:
       return alpha * tanh(beta * x);
     case Function::hard_sigmoid:
-      return clamp<T>(fma(alpha, x, beta), T(0), T(1));
+      return clamp(fma(alpha, x, beta), T(0), T(1));
     case Function::elu:
       return x < zero ? alpha * expm1(x) : x;
     case Function::softsign:

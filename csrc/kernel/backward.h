@@ -454,7 +454,7 @@ template <class C, class T> class BackwardPass {
           scratch.saved + (p * layer.numbers.size() + row.number - layer.numbers.first) * layer.options.saved * width;
       V a[C::columns], saved[C::saved_general], gates[C::gates];
       RNNFAST_UNROLL_FOR (int g = 0; g < C::columns; ++g) a[g] = load(out + g * width);
-      const State<T> prev{projects() ? V{} : load_part(row.h_before + unit, valid), c_before(row, p, valid)};
+      const State<V> prev{projects() ? V{} : load_part(row.h_before + unit, valid), c_before(row, p, valid)};
       run_cell<C>(layer.options, scratch.peepholes, p, a, prev, layer.relu, saved, gates,
                   {(t * pass_.batch + row.b) * layer.n.units + unit, valid});
       for (int j = 0; j < layer.options.saved; ++j) store<T>(out + j * width, saved[j]);
@@ -571,7 +571,7 @@ template <class C, class T> class BackwardPass {
     for (int64_t p = panels.first; p < panels.last; ++p)
       for (int g = 0; g < Map::count; ++g)
         store_part(typed(out) + g * units + p * width, load(sums + (p * ColumnCount + Map::at(g)) * width),
-                min(width, units - p * width));
+                   min(width, units - p * width));
   }
 
   // --- one step: da of all rows, then their product with U, which is the step before's d_h ---
@@ -715,7 +715,7 @@ template <class C, class T> class BackwardPass {
     const int64_t b = row.b, unit = p * width, valid = min(width, layer.n.units - unit);
     const int64_t at = (p * pass_.batch + b) * width;
     T* d_h = d_h_at(layer, scratch.d_h, b) + unit;
-    State<T> d{load(d_h), C::has_c ? load(scratch.d_c + at) : V{}};
+    State<V> d{load(d_h), C::has_c ? load(scratch.d_c + at) : V{}};
     if (layer.d_y.data) d.h += load_part(layer.d_y.at(row.t, b) + unit, valid);
     if (layer.per_step) store_part(layer.per_step + (row.t * pass_.batch + b) * layer.n.units + unit, d.h, valid);
 
@@ -723,9 +723,9 @@ template <class C, class T> class BackwardPass {
     const T* from = saved_at(layer, p, row.number);
     RNNFAST_UNROLL_FOR (int j = 0; j < C::saved; ++j) saved[j] = load(from + j * width);
     const V h = C::backward_needs_h ? load_part(layer.y.at(row.t, b) + unit, valid) : V{};
-    const State<T> prev{C::backward_needs_h_prev ? load_part(row.h_before + unit, valid) : V{},
+    const State<V> prev{C::backward_needs_h_prev ? load_part(row.h_before + unit, valid) : V{},
                         c_before(row, p, valid)};
-    const State<T> direct = C::backward(saved, h, prev, d, layer.relu, da);
+    const State<V> direct = C::backward(saved, h, prev, d, layer.relu, da);
 
     T* out = da_at(scratch, p, k);
     RNNFAST_UNROLL_FOR (int g = 0; g < C::columns; ++g) store<T>(out + g * width, da[g]);
@@ -744,7 +744,7 @@ template <class C, class T> class BackwardPass {
         for (int64_t s = t + step; s >= 0 && s < pass_.steps && !schedule_.takes_part(s, b); s += step)
           d_h += load_part(layer.d_y.at(s, b) + unit, valid);
     }
-    if (call_.grad_clip > 0) d_h = clamp<T>(d_h, static_cast<T>(-call_.grad_clip), static_cast<T>(call_.grad_clip));
+    if (call_.grad_clip > 0) d_h = clamp(d_h, static_cast<T>(-call_.grad_clip), static_cast<T>(call_.grad_clip));
     if (layer.per_step) store_part(layer.per_step + (t * pass_.batch + b) * layer.n.outputs + unit, d_h, valid);
     return d_h;
   }
@@ -756,14 +756,14 @@ template <class C, class T> class BackwardPass {
     const int64_t at = (p * pass_.batch + b) * width;
     const bool projects = this->projects();
     T* d_h = projects ? nullptr : d_h_at(layer, scratch.d_h, b) + unit;
-    const State<T> d{
+    const State<V> d{
         projects ? load(unprojected_at(layer, scratch, b) + unit) : total_d_h(layer, load(d_h), row, unit, valid),
         C::has_c ? load(scratch.d_c + at) : V{}};
     V saved[C::saved_general] = {}, da[C::columns], d_peepholes[3];
     for (int j = 0; j < layer.options.saved; ++j) saved[j] = load(saved_at(layer, p, row.number) + j * width);
     const V h = C::backward_needs_h ? load_part(layer.y.at(t, b) + unit, valid) : V{};
-    const State<T> prev{projects ? V{} : load_part(row.h_before + unit, valid), c_before(row, p, valid)};
-    const State<T> direct = run_cell_backward<C>(layer.options, scratch.peepholes, p, saved, h, prev, d, layer.relu, da,
+    const State<V> prev{projects ? V{} : load_part(row.h_before + unit, valid), c_before(row, p, valid)};
+    const State<V> direct = run_cell_backward<C>(layer.options, scratch.peepholes, p, saved, h, prev, d, layer.relu, da,
                                                  d_peepholes, {(t * pass_.batch + b) * layer.n.units + unit, valid});
     T* out = da_at(scratch, p, k);
     for (int g = 0; g < C::columns; ++g) store<T>(out + g * width, da[g]);
@@ -833,13 +833,13 @@ template <class C, class T> class BackwardPass {
       V saved[C::saved_general], da[C::columns];
       for (int j = 0; j < C::saved_general; ++j) saved[j] = load(values_at(layer, p, number) + j * width);
       T* d_h = d_h_at(layer, s.d_h, b) + unit;
-      State<T> d{}, prev{load_part(row.h_before + unit, valid), c_before(row, p, valid)};
+      State<V> d{}, prev{load_part(row.h_before + unit, valid), c_before(row, p, valid)};
       if (C::has_c)
         d.c = load(s.d_c + at) + of_c.by_value(load(s.d_normalized_c + at), normalized_c(layer, p, number),
                                                layer.moments[number][2].inverse);
       else
         d.h = total_d_h(layer, load(d_h), row, unit, valid);
-      const State<T> direct = C::backward_general(saved, prev, d, unit_of_layer, da, nullptr);
+      const State<V> direct = C::backward_general(saved, prev, d, unit_of_layer, da, nullptr);
       if (C::has_c)  // o, whose share of h has no part in the above
         da[C::columns - 1] =
             load(d_h) * unit_of_layer.value(unit_of_layer.output, shifted_c(s, p, normalized_c(layer, p, number))) *

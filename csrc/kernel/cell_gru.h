@@ -15,7 +15,7 @@ template <class T> struct Gru {
   using h_columns = Columns<0, 1, 3>;
   static constexpr bool has_c = false, backward_needs_h = false, backward_needs_h_prev = true;
 
-  static RNNFAST_INLINE State<T> forward(const V (&a)[4], State<T> prev, bool, V (&saved)[4]) {
+  template <class V> static RNNFAST_INLINE State<V> forward(const V (&a)[4], State<V> prev, bool, V (&saved)[4]) {
     const V r = sigmoid(a[0]), z = sigmoid(a[1]), hn = a[3];
     const V n = tanh(fma(r, hn, a[2]));
     const V h = fma(1 - z, n, z * prev.h);
@@ -23,7 +23,7 @@ template <class T> struct Gru {
     return {h, h};
   }
 
-  static RNNFAST_INLINE State<T> backward(const V (&saved)[4], V, State<T> prev, State<T> d, bool, V (&da)[4]) {
+  static RNNFAST_INLINE State<V> backward(const V (&saved)[4], V, State<V> prev, State<V> d, bool, V (&da)[4]) {
     const V r = saved[0], z = saved[1], n = saved[2], hn = saved[3];
     const V d_n = d.h * (1 - z) * d_tanh(n);  // by the argument of n's tanh
     da[0] = d_n * hn * d_sigmoid(r);
@@ -33,7 +33,7 @@ template <class T> struct Gru {
     return {d.h * z, splat(T(0))};
   }
 
-  static State<T> forward_general(const V (&a)[4], State<T> prev, const Unit<T>& unit, V (&saved)[4], V (&gates)[3]) {
+  static State<V> forward_general(const V (&a)[4], State<V> prev, const Unit<T>& unit, V (&saved)[4], V (&gates)[3]) {
     const V r = unit.value(unit.gate, a[0]), z = unit.value(unit.gate, a[1]), hn = a[3];
     const V a_n = unit.reset_after ? fma(r, hn, a[2]) : a[2] + hn, n = unit.value(unit.candidate, a_n);
     saved[0] = a[0], saved[1] = a[1], saved[2] = a_n, saved[3] = hn;
@@ -43,7 +43,7 @@ template <class T> struct Gru {
   }
 
   // Before the product, da[0] has to wait for the gradient by r * h: `backward_reset` gives it.
-  static State<T> backward_general(const V (&saved)[4], State<T> prev, State<T> d, const Unit<T>& unit, V (&da)[4],
+  static State<V> backward_general(const V (&saved)[4], State<V> prev, State<V> d, const Unit<T>& unit, V (&da)[4],
                                    V*) {
     const V r = unit.value(unit.gate, saved[0]), z = unit.value(unit.gate, saved[1]);
     const V n = unit.value(unit.candidate, saved[2]);

@@ -14,7 +14,7 @@ template <class T> struct Lstm {
   using h_columns = Columns<0, 1, 2, 3>;
   static constexpr bool has_c = true, backward_needs_h = false, backward_needs_h_prev = false;
 
-  static RNNFAST_INLINE State<T> forward(const V (&a)[4], State<T> prev, bool, V (&saved)[5]) {
+  template <class V> static RNNFAST_INLINE State<V> forward(const V (&a)[4], State<V> prev, bool, V (&saved)[5]) {
     const V i = sigmoid(a[0]), f = sigmoid(a[1]), g = tanh(a[2]), o = sigmoid(a[3]);
     const V c = fma(f, prev.c, i * g);
     const V h = o * tanh(c);
@@ -22,7 +22,7 @@ template <class T> struct Lstm {
     return {h, c};
   }
 
-  static RNNFAST_INLINE State<T> backward(const V (&saved)[5], V, State<T> prev, State<T> d, bool, V (&da)[4]) {
+  static RNNFAST_INLINE State<V> backward(const V (&saved)[5], V, State<V> prev, State<V> d, bool, V (&da)[4]) {
     const V i = saved[0], f = saved[1], g = saved[2], o = saved[3], tanh_c = tanh(saved[4]);
     const V d_c = fma(d.h * o, d_tanh(tanh_c), d.c);
     da[0] = d_c * g * d_sigmoid(i);
@@ -34,7 +34,7 @@ template <class T> struct Lstm {
 
   // Peepholes (Gers and Schmidhuber 2000): i and f see the c before, o the new one. Coupled gates (Greff et al. 2017):
   // f = 1 - i.
-  static State<T> forward_general(const V (&a)[4], State<T> prev, const Unit<T>& unit, V (&saved)[5], V (&gates)[4]) {
+  static State<V> forward_general(const V (&a)[4], State<V> prev, const Unit<T>& unit, V (&saved)[5], V (&gates)[4]) {
     V a_i = a[0], a_f = a[1], a_o = a[3];
     if (unit.peepholes) {
       a_i = fma(unit.peephole(0), prev.c, a_i);
@@ -53,7 +53,7 @@ template <class T> struct Lstm {
   static V output(V a_o, V c, const Unit<T>& unit) { return unit.value(unit.gate, a_o) * unit.value(unit.output, c); }
 
   // Zoneout may have replaced the c that was saved, so it is computed again. d_peepholes: of i, f, o.
-  static State<T> backward_general(const V (&saved)[5], State<T> prev, State<T> d, const Unit<T>& unit, V (&da)[4],
+  static State<V> backward_general(const V (&saved)[5], State<V> prev, State<V> d, const Unit<T>& unit, V (&da)[4],
                                    V* d_peepholes) {
     const V i = unit.value(unit.gate, saved[0]), f = unit.coupled_gates ? 1 - i : unit.value(unit.gate, saved[1]);
     const V g = unit.value(unit.candidate, saved[2]), o = unit.value(unit.gate, saved[3]);

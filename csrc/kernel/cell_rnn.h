@@ -13,23 +13,23 @@ template <class T> struct Rnn {
   using h_columns = Columns<0>;
   static constexpr bool has_c = false, backward_needs_h = true, backward_needs_h_prev = false;
 
-  static RNNFAST_INLINE State<T> forward(const V (&a)[1], State<T>, bool relu, V (&)[1]) {
-    const V h = relu ? (a[0] < splat(T(0)) ? splat(T(0)) : a[0]) : tanh(a[0]);
+  template <class V> static RNNFAST_INLINE State<V> forward(const V (&a)[1], State<V>, bool relu, V (&)[1]) {
+    const V h = relu ? at_least(a[0], T(0)) : tanh(a[0]);
     return {h, h};
   }
 
-  static RNNFAST_INLINE State<T> backward(const V (&)[1], V h, State<T>, State<T> d, bool relu, V (&da)[1]) {
+  static RNNFAST_INLINE State<V> backward(const V (&)[1], V h, State<V>, State<V> d, bool relu, V (&da)[1]) {
     da[0] = relu ? (h > splat(T(0)) ? d.h : splat(T(0))) : d.h * d_tanh(h);
     return {splat(T(0)), splat(T(0))};
   }
 
-  static State<T> forward_general(const V (&a)[1], State<T>, const Unit<T>& unit, V (&saved)[1], V (&gates)[1]) {
+  static State<V> forward_general(const V (&a)[1], State<V>, const Unit<T>& unit, V (&saved)[1], V (&gates)[1]) {
     const V h = unit.value(unit.gate, a[0]);
     saved[0] = a[0], gates[0] = h;
     return {h, h};
   }
 
-  static State<T> backward_general(const V (&saved)[1], State<T>, State<T> d, const Unit<T>& unit, V (&da)[1], V*) {
+  static State<V> backward_general(const V (&saved)[1], State<V>, State<V> d, const Unit<T>& unit, V (&da)[1], V*) {
     da[0] = d.h * unit.slope(unit.gate, saved[0]);
     return {splat(T(0)), splat(T(0))};
   }

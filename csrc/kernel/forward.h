@@ -410,7 +410,7 @@ template <class C, class T> class ForwardPass {
       else
         sums.x_part = this->x_part(panel, 0), sums.x_stride = this->x_part_stride;
       products_of(&operand, layer.weights.u, layer.n.outputs, h_sums, sums).template tile<1, P>(panel, 0);
-      pass.apply_cells(*this, sums);
+      pass.template apply_cells<1>(*this, sums);
     }
   };
 
@@ -457,42 +457,72 @@ template <class C, class T> class ForwardPass {
     }
   }
 
-  RNNFAST_NOINLINE void apply_cells_of_rows(const Step& step, const Sums& sums) const { apply_cells(step, sums); }
+  RNNFAST_NOINLINE void apply_cells_of_rows(const Step& step, const Sums& sums) const {
+    apply_cells<cells_in_step>(step, sums);
+  }
 
-  RNNFAST_INLINE void apply_cells(const Step& step, const Sums& sums) const {
+  // So many rows go in lock step.
+  template <int Rows> RNNFAST_INLINE void apply_cells(const Step& step, const Sums& sums) const {
     const Layer& layer = step.layer;
     if (layer.options.any) return apply_cells_with_options(step, sums);
-    // What does not change is copied: for all that the compiler knows, a store of values could change it.
-    const int64_t units = layer.n.units, batch = pass_.batch, total = schedule_.total();
-    const Range rows = sums.rows;
-    const StepRow<T>* const all_rows = step.rows;
-    const T *const h_before = layer.h, *const all_bias = layer.weights.bias;
-    T *const h_after = layer.h, *const all_c = layer.c, *const all_saved = layer.saved;
-    const bool relu = layer.relu;
     for (int64_t p = sums.panels.first; p < sums.panels.last; ++p) {
-      const int64_t unit = p * width, valid = min(width, units - unit);
-      const T *x_part = sums.x(p, rows.first), *h_part = sums.h(p, rows.first);
-      const T* const bias = all_bias + p * C::columns * width;
-      T* out = all_saved ? all_saved + (p * total + step.first + rows.first) * C::saved * width : nullptr;
-      for (int64_t r = rows.first; r < rows.last; ++r) {
-        const StepRow<T>& row = all_rows[r];
-        V h[C::gates], a[C::columns], saved[C::saved ? C::saved : 1];
-        RNNFAST_UNROLL_FOR (int g = 0; g < C::gates; ++g) h[g] = load(h_part + g * width);
-        Packed<C, T>::join(x_part, h, bias, a);
-        T* const c = C::has_c ? all_c + (p * batch + row.b) * width : nullptr;
-        const State<T> prev{load_part(h_before + row.before + unit, valid), C::has_c ? load(c) : V{}};
-        const State<T> next = C::forward(a, prev, relu, saved);
-        store_part(h_after + row.after + unit, next.h, valid);
-        store_part(row.y + unit, next.h, valid);
-        if (C::has_c) store<T>(c, next.c);
-        if (out) {
-          RNNFAST_UNROLL_FOR (int i = 0; i < C::saved; ++i) store<T>(out + i * width, saved[i]);
-          out += C::saved * width;
-        }
-        x_part += C::gates * width, h_part += C::gates * width;
-      }
+      Cells cells(*this, step, sums, p);
+      int64_t r = sums.rows.first;
+      for (; Rows > 1 && r + Rows <= sums.rows.last; r += Rows) cells.template apply<Rows>(r);
+      for (; r < sums.rows.last; ++r) cells.template apply<1>(r);
     }
   }
+
+  // The cells of a panel, from row to row. What does not change is copied: for all that the compiler knows, a store of
+  // values could change it.
+  struct Cells {
+    const StepRow<T>* const rows;
+    const T* const bias;
+    T *const h, *const c;      // the state's
+    const T *x_part, *h_part;  // of the next row
+    T* saved_part;
+    const int64_t unit, valid;
+    const bool relu;
+
+    RNNFAST_INLINE Cells(const ForwardPass& pass, const Step& step, const Sums& sums, int64_t p)
+        : rows(step.rows),
+          bias(step.layer.weights.bias + p * C::columns * width),
+          h(step.layer.h),
+          c(C::has_c ? step.layer.c + p * pass.pass_.batch * width : nullptr),
+          x_part(sums.x(p, sums.rows.first)),
+          h_part(sums.h(p, sums.rows.first)),
+          saved_part(step.layer.saved ? step.layer.saved + (p * pass.schedule_.total() + step.first + sums.rows.first) *
+                                                               C::saved * width
+                                      : nullptr),
+          unit(p * width),
+          valid(min(width, step.layer.n.units - unit)),
+          relu(step.layer.relu) {}
+
+    template <int N> RNNFAST_INLINE void apply(int64_t r) {
+      using Vs = Vectors<T, N>;
+      const StepRow<T>* const row = rows + r;
+      Vs x_sums[C::gates], h_sums[C::gates], a[C::columns], saved[C::saved ? C::saved : 1];
+      RNNFAST_UNROLL_FOR (int g = 0; g < C::gates; ++g) {
+        x_sums[g] = Vs::each([&](int j) { return load(x_part + (j * C::gates + g) * width); });
+        h_sums[g] = Vs::each([&](int j) { return load(h_part + (j * C::gates + g) * width); });
+      }
+      Packed<C, T>::join(x_sums, h_sums, bias, a);
+      const State<Vs> prev{Vs::each([&](int j) { return load_part(h + row[j].before + unit, valid); }),
+                           Vs::each([&](int j) { return C::has_c ? load(c + row[j].b * width) : V{}; })};
+      const State<Vs> next = C::forward(a, prev, relu, saved);
+      RNNFAST_UNROLL_FOR (int j = 0; j < N; ++j) {
+        store_part(h + row[j].after + unit, next.h.of[j], valid);
+        store_part(row[j].y + unit, next.h.of[j], valid);
+        if (C::has_c) store<T>(c + row[j].b * width, next.c.of[j]);
+      }
+      x_part += N * C::gates * width, h_part += N * C::gates * width;
+      if (!saved_part) return;
+      RNNFAST_UNROLL_FOR (int j = 0; j < N; ++j)
+        RNNFAST_UNROLL_FOR (int i = 0; i < C::saved; ++i)
+          store<T>(saved_part + (j * C::saved + i) * width, saved[i].of[j]);
+      saved_part += N * C::saved * width;
+    }
+  };
 
   RNNFAST_NOINLINE void apply_cells_with_options(const Step& step, const Sums& sums) const {
     for (int64_t p = sums.panels.first; p < sums.panels.last; ++p)
@@ -512,9 +542,9 @@ template <class C, class T> class ForwardPass {
     const int64_t b = row.b, unit = p * width, valid = min(width, layer.n.units - unit);
     T* c = C::has_c ? layer.c + (p * pass_.batch + b) * width : nullptr;
     const bool projects = this->projects();
-    const State<T> prev{projects ? V{} : load_part(layer.h + row.before + unit, valid), C::has_c ? load(c) : V{}};
+    const State<V> prev{projects ? V{} : load_part(layer.h + row.before + unit, valid), C::has_c ? load(c) : V{}};
     V saved[C::saved_general] = {}, gates[C::gates];
-    const State<T> next = run_cell<C>(options, layer.weights.peepholes, p, a, prev, layer.relu, saved, gates,
+    const State<V> next = run_cell<C>(options, layer.weights.peepholes, p, a, prev, layer.relu, saved, gates,
                                       {(step.t * pass_.batch + b) * layer.n.units + unit, valid});
     if (projects) {
       store_part(unprojected(layer, b) + unit, next.h, valid);
@@ -668,8 +698,8 @@ template <class C, class T> class ForwardPass {
     T* c = C::has_c ? layer.c + (p * pass_.batch + b) * width : nullptr;
     V a[C::columns], saved[C::saved_general], gates[C::gates];
     layer.weights.join_normalized(x, h, p, a);
-    const State<T> prev{load_part(layer.h + row.before + unit, valid), C::has_c ? load(c) : V{}};
-    const State<T> next = C::forward_general(a, prev, layer.options.unit(nullptr), saved, gates);
+    const State<V> prev{load_part(layer.h + row.before + unit, valid), C::has_c ? load(c) : V{}};
+    const State<V> next = C::forward_general(a, prev, layer.options.unit(nullptr), saved, gates);
     if (C::has_c) {
       store<T>(c, next.c);
       store<T>(output_gate_at(layer, p, b), gates[C::gates - 1]);

@@ -46,62 +46,60 @@ template <> struct Constants<double> {
 };
 
 // e^x = power * (1 + tail), with power = 2^n and tail = e^r - 1, where x = n ln(2) + r and |r| <= ln(2) / 2.
-template <class T> struct Exponential {
-  vec<T> power, tail;
+template <class V> struct Exponential {
+  V power, tail;
 };
 
-template <class T> RNNFAST_INLINE Exponential<T> exponential(vec<T> x) {
+template <class T, int N> RNNFAST_INLINE Exponential<Vectors<T, N>> exponential(Vectors<T, N> x) {
   using K = Constants<T>;
-  const vec<T> shifted = fma(x, splat(T(1.44269504088896340736)), splat(K::magic));
-  const vec<T> n = shifted - splat(K::magic);
-  const vec<T> r = fma(n, splat(-K::ln2_low), fma(n, splat(-K::ln2_high), x));
+  using V = Vectors<T, N>;
+  const V shifted = fma(x, T(1.44269504088896340736), K::magic);
+  const V n = shifted - K::magic;
+  const V r = fma(n, -K::ln2_low, fma(n, -K::ln2_high, x));
   constexpr int terms = sizeof(K::series) / sizeof(T);
-  vec<T> series = splat(K::series[terms - 1]);
-  RNNFAST_UNROLL_FOR (int j = terms - 2; j >= 0; --j) series = fma(series, r, splat(K::series[j]));
-  return {(vec<T>)((bits<T>)shifted << K::mantissa), fma(r * r, series, r)};
+  V series = K::series[terms - 1];
+  RNNFAST_UNROLL_FOR (int j = terms - 2; j >= 0; --j) series = fma(series, r, K::series[j]);
+  return {shift_left(shifted, K::mantissa), fma(r * r, series, r)};
 }
 
-template <class T> RNNFAST_INLINE vec<T> clamp(vec<T> x, T low, T high) { return at_most(at_least(x, low), high); }
+template <class V, class T> RNNFAST_INLINE V clamp(V x, T low, T high) { return at_most(at_least(x, low), high); }
 
-template <class T> RNNFAST_INLINE vec<T> exp_of(vec<T> x) {
-  const Exponential<T> e = exponential<T>(clamp<T>(x, Constants<T>::exp_low, Constants<T>::exp_high));
+template <class T, int N> RNNFAST_INLINE Vectors<T, N> exp(Vectors<T, N> x) {
+  const auto e = exponential(clamp(x, Constants<T>::exp_low, Constants<T>::exp_high));
   return fma(e.power, e.tail, e.power);
 }
 
 // e^x - 1, exact near 0 too.
-template <class T> RNNFAST_INLINE vec<T> expm1_of(vec<T> x) {
-  const Exponential<T> e = exponential<T>(clamp<T>(x, Constants<T>::exp_low, Constants<T>::exp_high));
-  return fma(e.power, e.tail, e.power - splat(T(1)));
+template <class T, int N> RNNFAST_INLINE Vectors<T, N> expm1(Vectors<T, N> x) {
+  const auto e = exponential(clamp(x, Constants<T>::exp_low, Constants<T>::exp_high));
+  return fma(e.power, e.tail, e.power - 1);
 }
 
 // sigmoid(x) = 1 / (1 + e) for x >= 0, e / (1 + e) for x < 0, with e = exp(-|x|).
-template <class T> RNNFAST_INLINE vec<T> sigmoid_of(vec<T> x) {
-  const vec<T> minus = (vec<T>)((bits<T>)x | (bits<T>)splat(T(-0.0)));
-  const Exponential<T> p = exponential<T>(at_least(minus, Constants<T>::exp_low));
-  const vec<T> e = fma(p.power, p.tail, p.power), one = splat(T(1));
-  return ((bits<T>)x < 0 ? e : one) / (one + e);  // by the sign bit: for -0, e is 1
+template <class T, int N> RNNFAST_INLINE Vectors<T, N> sigmoid(Vectors<T, N> x) {
+  const auto p = exponential(at_least(x | T(-0.0), Constants<T>::exp_low));
+  const Vectors<T, N> e = fma(p.power, p.tail, p.power);
+  return by_sign(x, e, 1) / (1 + e);  // for -0, e is 1
 }
 
 // tanh(x) = e / (e + 2) with e = exp(2x) - 1, computed for |x|; the sign bit of x is put back at the end.
 // Tried: exp(-2|x|) - 1 instead, everywhere (2.5 ulp) or near 0 (2.2 ulp, 15 % slower).
-template <class T> RNNFAST_INLINE vec<T> tanh_of(vec<T> x) {
-  const bits<T> sign = (bits<T>)x & (bits<T>)splat(T(-0.0));
-  const vec<T> magnitude = (vec<T>)((bits<T>)x ^ sign);
-  const vec<T> a = at_most(magnitude, Constants<T>::tanh_high);
-  const Exponential<T> p = exponential<T>(a + a);
-  const vec<T> e = fma(p.power, p.tail, p.power - splat(T(1)));
-  return (vec<T>)((bits<T>)(e / (e + splat(T(2)))) | sign);
+template <class T, int N> RNNFAST_INLINE Vectors<T, N> tanh(Vectors<T, N> x) {
+  const Vectors<T, N> sign = x & T(-0.0), a = at_most(x ^ sign, Constants<T>::tanh_high);
+  const auto p = exponential(a + a);
+  const Vectors<T, N> e = fma(p.power, p.tail, p.power - 1);
+  return e / (e + 2) | sign;
 }
 
-// Templates over T cannot deduce it from a vector type; these can.
-RNNFAST_INLINE vf exp(vf x) { return exp_of<float>(x); }
-RNNFAST_INLINE vd exp(vd x) { return exp_of<double>(x); }
-RNNFAST_INLINE vf expm1(vf x) { return expm1_of<float>(x); }
-RNNFAST_INLINE vd expm1(vd x) { return expm1_of<double>(x); }
-RNNFAST_INLINE vf sigmoid(vf x) { return sigmoid_of<float>(x); }
-RNNFAST_INLINE vd sigmoid(vd x) { return sigmoid_of<double>(x); }
-RNNFAST_INLINE vf tanh(vf x) { return tanh_of<float>(x); }
-RNNFAST_INLINE vd tanh(vd x) { return tanh_of<double>(x); }
+// The same of one vector.
+RNNFAST_INLINE vf exp(vf x) { return exp(Vectors<float, 1>(x)).of[0]; }
+RNNFAST_INLINE vd exp(vd x) { return exp(Vectors<double, 1>(x)).of[0]; }
+RNNFAST_INLINE vf expm1(vf x) { return expm1(Vectors<float, 1>(x)).of[0]; }
+RNNFAST_INLINE vd expm1(vd x) { return expm1(Vectors<double, 1>(x)).of[0]; }
+RNNFAST_INLINE vf sigmoid(vf x) { return sigmoid(Vectors<float, 1>(x)).of[0]; }
+RNNFAST_INLINE vd sigmoid(vd x) { return sigmoid(Vectors<double, 1>(x)).of[0]; }
+RNNFAST_INLINE vf tanh(vf x) { return tanh(Vectors<float, 1>(x)).of[0]; }
+RNNFAST_INLINE vd tanh(vd x) { return tanh(Vectors<double, 1>(x)).of[0]; }
 
 // Derivatives, as functions of the function's value y.
 template <class V> RNNFAST_INLINE V d_sigmoid(V y) { return fma(-y, y, y); }     // y (1 - y)

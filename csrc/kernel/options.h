@@ -58,18 +58,18 @@ template <class T> vec<T> zone_out(const uint8_t* keeps, T share, Place place, v
 }
 
 template <class C, class T>
-RNNFAST_NOINLINE State<T> run_cell(const Options<T>& options, const T* peepholes, int64_t panel,
-                                   const vec<T> (&a)[C::columns], State<T> prev, bool relu,
-                                   vec<T> (&saved)[C::saved_general], vec<T> (&gates)[C::gates], Place place) {
+RNNFAST_NOINLINE State<vec<T>> run_cell(const Options<T>& options, const T* peepholes, int64_t panel,
+                                        const vec<T> (&a)[C::columns], State<vec<T>> prev, bool relu,
+                                        vec<T> (&saved)[C::saved_general], vec<T> (&gates)[C::gates], Place place) {
   if (!options.general) {
     vec<T> values[C::saved ? C::saved : 1];
-    const State<T> next = C::forward(a, prev, relu, values);
+    const State<vec<T>> next = C::forward(a, prev, relu, values);
     for (int j = 0; j < C::saved; ++j) saved[j] = values[j];
     for (int g = 0; g < C::gates; ++g) gates[g] = C::saved ? values[g] : next.h;
     return next;
   }
   const Unit<T> unit = options.unit(peepholes ? peepholes + panel * 3 * lanes<T> : nullptr);
-  State<T> next = C::forward_general(a, prev, unit, saved, gates);
+  State<vec<T>> next = C::forward_general(a, prev, unit, saved, gates);
   next.h = zone_out(options.keeps_h, options.zoneout_h, place, prev.h, next.h);
   if (!C::has_c) return next;
   next.c = zone_out(options.keeps_c, options.zoneout_c, place, prev.c, next.c);
@@ -79,23 +79,23 @@ RNNFAST_NOINLINE State<T> run_cell(const Options<T>& options, const T* peepholes
 
 // As the cell's backward; d_peepholes has 3 elements.
 template <class C, class T>
-RNNFAST_NOINLINE State<T> run_cell_backward(const Options<T>& options, const T* peepholes, int64_t panel,
-                                            const vec<T> (&saved)[C::saved_general], vec<T> h, State<T> prev,
-                                            State<T> d, bool relu, vec<T> (&da)[C::columns], vec<T>* d_peepholes,
-                                            Place place) {
+RNNFAST_NOINLINE State<vec<T>> run_cell_backward(const Options<T>& options, const T* peepholes, int64_t panel,
+                                                 const vec<T> (&saved)[C::saved_general], vec<T> h, State<vec<T>> prev,
+                                                 State<vec<T>> d, bool relu, vec<T> (&da)[C::columns],
+                                                 vec<T>* d_peepholes, Place place) {
   if (!options.general) {
     vec<T> values[C::saved ? C::saved : 1];
     for (int j = 0; j < C::saved; ++j) values[j] = saved[j];
     return C::backward(values, h, prev, d, relu, da);
   }
   const vec<T> zero{};
-  State<T> through{}, direct = d;  // through the cell, and past it to the state before
+  State<vec<T>> through{}, direct = d;  // through the cell, and past it to the state before
   through.h = options.keeps_h ? keep<T>(options.keeps_h, place, zero, d.h) : d.h;
   direct.h = options.keeps_h ? keep<T>(options.keeps_h, place, d.h, zero) : zero;
   through.c = options.keeps_c ? keep<T>(options.keeps_c, place, zero, d.c) : d.c;
   direct.c = options.keeps_c ? keep<T>(options.keeps_c, place, d.c, zero) : zero;
   const Unit<T> unit = options.unit(peepholes ? peepholes + panel * 3 * lanes<T> : nullptr);
-  const State<T> d_prev = C::backward_general(saved, prev, through, unit, da, d_peepholes);
+  const State<vec<T>> d_prev = C::backward_general(saved, prev, through, unit, da, d_peepholes);
   return {d_prev.h + direct.h, d_prev.c + direct.c};
 }
 

@@ -150,6 +150,66 @@ template <class T> RNNFAST_INLINE void store_part(T* p, vec<T> v, int64_t n) {
     store_n(p, v, n);
 }
 
+// --- several vectors side by side ---
+
+// N vectors that go through a formula in lock step: the functions of a cell are long chains of dependent operations, of
+// which a core can run several at once. A number stands for itself in every lane; & | ^ are of the bits.
+template <class T, int N> struct Vectors {
+  vec<T> of[N];
+
+  Vectors() = default;
+  RNNFAST_INLINE Vectors(vec<T> v) {
+    RNNFAST_UNROLL_FOR (int j = 0; j < N; ++j) of[j] = v;
+  }
+  RNNFAST_INLINE Vectors(T x) : Vectors(splat(x)) {}
+
+  // get(j) is vector j.
+  template <class Get> static RNNFAST_INLINE Vectors each(const Get& get) {
+    Vectors v;
+    RNNFAST_UNROLL_FOR (int j = 0; j < N; ++j) v.of[j] = get(j);
+    return v;
+  }
+  RNNFAST_INLINE bits<T> bits_of(int j) const { return (bits<T>)of[j]; }
+
+  friend RNNFAST_INLINE Vectors operator+(Vectors a, Vectors b) {
+    return each([&](int j) { return a.of[j] + b.of[j]; });
+  }
+  friend RNNFAST_INLINE Vectors operator-(Vectors a, Vectors b) {
+    return each([&](int j) { return a.of[j] - b.of[j]; });
+  }
+  friend RNNFAST_INLINE Vectors operator*(Vectors a, Vectors b) {
+    return each([&](int j) { return a.of[j] * b.of[j]; });
+  }
+  friend RNNFAST_INLINE Vectors operator/(Vectors a, Vectors b) {
+    return each([&](int j) { return a.of[j] / b.of[j]; });
+  }
+  friend RNNFAST_INLINE Vectors operator&(Vectors a, Vectors b) {
+    return each([&](int j) { return (vec<T>)(a.bits_of(j) & b.bits_of(j)); });
+  }
+  friend RNNFAST_INLINE Vectors operator|(Vectors a, Vectors b) {
+    return each([&](int j) { return (vec<T>)(a.bits_of(j) | b.bits_of(j)); });
+  }
+  friend RNNFAST_INLINE Vectors operator^(Vectors a, Vectors b) {
+    return each([&](int j) { return (vec<T>)(a.bits_of(j) ^ b.bits_of(j)); });
+  }
+  friend RNNFAST_INLINE Vectors fma(Vectors a, Vectors b, Vectors c) {
+    return each([&](int j) { return rnnfast::fma(a.of[j], b.of[j], c.of[j]); });
+  }
+  friend RNNFAST_INLINE Vectors at_least(Vectors x, T bound) {
+    return each([&](int j) { return rnnfast::at_least(x.of[j], bound); });
+  }
+  friend RNNFAST_INLINE Vectors at_most(Vectors x, T bound) {
+    return each([&](int j) { return rnnfast::at_most(x.of[j], bound); });
+  }
+  friend RNNFAST_INLINE Vectors shift_left(Vectors x, int places) {
+    return each([&](int j) { return (vec<T>)(x.bits_of(j) << places); });
+  }
+  // a where x has its sign bit, else b.
+  friend RNNFAST_INLINE Vectors by_sign(Vectors x, Vectors a, Vectors b) {
+    return each([&](int j) { return x.bits_of(j) < 0 ? a.of[j] : b.of[j]; });
+  }
+};
+
 // --- transposing a square of vectors ---
 
 template <int... I> struct Indices {};
