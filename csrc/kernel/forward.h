@@ -235,6 +235,8 @@ template <class C, class T> class ForwardPass {
 
   int64_t time_of(const Layer& layer, int64_t s) const { return layer.reverse ? pass_.steps - 1 - s : s; }
 
+  bool goes_back(int64_t t) const { return (t & 1) != pass_.back; }  // see run_tiles
+
   // Where sequence b's state after `steps` steps is, in `layer.h` and in `layer.operand`.
   int64_t state_after(const Layer& layer, int64_t b, int64_t steps) const {
     return ((steps & 1) * pass_.batch + b) * layer.n.outputs;
@@ -350,7 +352,7 @@ template <class C, class T> class ForwardPass {
       step_reset_before(all);
     } else {
       if (rows.count == 1)
-        run_tiles<C::gates>(RowTile{all}, 1, part.panels.first, part.panels.last, t & 1);
+        run_tiles<C::gates>(RowTile{all}, 1, part.panels.first, part.panels.last, goes_back(t));
       else
         step_of_rows(all);
       if (projects()) project(all);
@@ -434,7 +436,7 @@ template <class C, class T> class ForwardPass {
     const int64_t together = Heights<Products<C::gates, T>, C::gates>(step.count).panels();
     int64_t some_panels = most, some_rows = 1;
     while (some_panels > together && some_rows < step.count) some_panels /= 2, some_rows *= 2;
-    const bool back = step.t & 1;  // see run_tiles
+    const bool back = goes_back(step.t);
     Range left = step.part.panels;
     while (left.size() > 0) {
       const Range panels = back ? Range{max(left.first, left.last - some_panels), left.last}
