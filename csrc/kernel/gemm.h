@@ -153,16 +153,26 @@ RNNFAST_INLINE void accumulate(vec<T> (&acc)[Rows][Panels * Map::count], const T
 template <class Map, int Rows, int Panels, class T>
 RNNFAST_INLINE void accumulate_units(vec<T> (&acc)[Rows][Panels], const T* const (&a)[Rows], int64_t panel_stride,
                                      const T* const (&b)[Panels], int64_t units) {
-  constexpr int gates = Map::count;
-  constexpr uint64_t width = lanes<T>;
-  uint64_t offset = 0;
-  for (uint64_t u = 0; u < static_cast<uint64_t>(units); ++u) {
-    const uint64_t at = u / width * static_cast<uint64_t>(panel_stride) + u % width;
-    RNNFAST_UNROLL_FOR (int g = 0; g < gates; ++g) {
-      add_products<Rows, Panels, T>(
-          acc, [&](int r) { return splat(a[r][at + static_cast<uint64_t>(Map::at(g)) * width]); },
-          [&](int p) { return load(b[p] + offset); });
-      offset += width;
+  constexpr int gates = Map::count, width = lanes<T>;
+  const T* w[Panels];
+  RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) w[p] = b[p];
+  int64_t at = 0;
+  for (int64_t left = units; left > 0; left -= width, at += panel_stride) {
+    // The next panel is on another page, where nothing is fetched ahead.
+    RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
+      for (int line = 0; line <= Map::at(gates - 1) * width; line += 64 / static_cast<int>(sizeof(T)))
+        __builtin_prefetch(a[r] + at + panel_stride + line);
+    const int64_t count = min(left, width);
+    for (int64_t u = 0; u < count; ++u) {
+      RNNFAST_UNROLL_FOR (int g = 0; g < gates; ++g) {
+        add_products<Rows, Panels, T>(
+            acc, [&](int r) { return splat(a[r][at + u + Map::at(g) * width]); },
+            [&](int p) { return load(w[p] + g * width); });
+        if constexpr (gates > 3)  // 3 gates are slower with it, 4 faster
+          RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
+            RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) stay_in_register(acc[r][p]);
+      }
+      RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) w[p] += gates * width;
     }
   }
 }
