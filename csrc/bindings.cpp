@@ -911,7 +911,7 @@ class Stream {
 
   void run() {
     if (!call_.spec.hidden_size) return;
-    call_.back = !call_.back;
+    call_.back = !call_.back;  // see Forward::back
     if (work_ < worth_releasing) {
       entry_->forward(call_, scratch_.data());
     } else {

@@ -142,7 +142,7 @@ struct Forward {
   Output gates;     // [T, B, D*G*H]: its gates, behind their activations
   int threads = 1;  // at most; small work takes fewer. Negative: exactly so many (for tests)
   bool back = false;  // which way the first step goes over the units; no bit depends on it. Calls of one step each that
-                      // change it in turns begin with weights that the call before has left in cache
+                      // alternate it begin with weights that the call before has left in cache
   bool (*interrupted)() = nullptr;  // asked now and then by the calling thread: whether to give up
 };
 

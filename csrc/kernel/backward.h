@@ -176,7 +176,7 @@ template <class C, class T> class BackwardPass {
     const int64_t directions = spec_.num_directions, sequence_rows = pass_.steps * pass_.batch;
     const Sizes most = largest_sizes<T>(spec_);
     const int64_t products = 2 * C::gates * most.units * (spec_.input_size + most.outputs) * pass_.batch * directions;
-    threads_ = useful_threads(call.threads, products, pass_.steps * spec_.num_layers);
+    threads_ = useful_threads(call.threads, products, pass_.batch, pass_.steps * spec_.num_layers);
     block_ = min(backward_block(pass_.batch), max(1, pass_.steps));
     block_rows_ = block_ * pass_.batch;
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));

@@ -21,10 +21,6 @@
 namespace rnnfast {
 namespace {
 
-// Cells that go through their formulas in lock step. Measured with AVX2: 2, 3 and 6 are slower by 1 to 4 %. Without FMA
-// small code is worth more.
-constexpr int cells_in_step = registers < 16 ? 1 : 4;
-
 template <class V> struct State {
   V h, c;
 };
@@ -57,7 +53,7 @@ template <class T> struct Unit {
 
 template <int... Index> struct Columns {
   static constexpr int count = sizeof...(Index);
-  static constexpr int at(int g) {
+  static constexpr RNNFAST_INLINE int at(int g) {
     constexpr int index[] = {Index...};
     return index[g];
   }

@@ -15,10 +15,10 @@ template <class T> struct Gru {
   using h_columns = Columns<0, 1, 3>;
   static constexpr bool has_c = false, backward_needs_h = false, backward_needs_h_prev = true;
 
-  template <class V> static RNNFAST_INLINE State<V> forward(const V (&a)[4], State<V> prev, bool, V (&saved)[4]) {
-    const V r = sigmoid(a[0]), z = sigmoid(a[1]), hn = a[3];
-    const V n = tanh(fma(r, hn, a[2]));
-    const V h = fma(1 - z, n, z * prev.h);
+  template <class Vs> static RNNFAST_INLINE State<Vs> forward(const Vs (&a)[4], State<Vs> prev, bool, Vs (&saved)[4]) {
+    const Vs r = sigmoid(a[0]), z = sigmoid(a[1]), hn = a[3];
+    const Vs n = tanh(fma(r, hn, a[2]));
+    const Vs h = fma(1 - z, n, z * prev.h);
     saved[0] = r, saved[1] = z, saved[2] = n, saved[3] = hn;
     return {h, h};
   }

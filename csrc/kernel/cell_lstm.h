@@ -14,10 +14,10 @@ template <class T> struct Lstm {
   using h_columns = Columns<0, 1, 2, 3>;
   static constexpr bool has_c = true, backward_needs_h = false, backward_needs_h_prev = false;
 
-  template <class V> static RNNFAST_INLINE State<V> forward(const V (&a)[4], State<V> prev, bool, V (&saved)[5]) {
-    const V i = sigmoid(a[0]), f = sigmoid(a[1]), g = tanh(a[2]), o = sigmoid(a[3]);
-    const V c = fma(f, prev.c, i * g);
-    const V h = o * tanh(c);
+  template <class Vs> static RNNFAST_INLINE State<Vs> forward(const Vs (&a)[4], State<Vs> prev, bool, Vs (&saved)[5]) {
+    const Vs i = sigmoid(a[0]), f = sigmoid(a[1]), g = tanh(a[2]), o = sigmoid(a[3]);
+    const Vs c = fma(f, prev.c, i * g);
+    const Vs h = o * tanh(c);
     saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o, saved[4] = c;
     return {h, c};
   }

@@ -13,8 +13,8 @@ template <class T> struct Rnn {
   using h_columns = Columns<0>;
   static constexpr bool has_c = false, backward_needs_h = true, backward_needs_h_prev = false;
 
-  template <class V> static RNNFAST_INLINE State<V> forward(const V (&a)[1], State<V>, bool relu, V (&)[1]) {
-    const V h = relu ? at_least(a[0], T(0)) : tanh(a[0]);
+  template <class Vs> static RNNFAST_INLINE State<Vs> forward(const Vs (&a)[1], State<Vs>, bool relu, Vs (&)[1]) {
+    const Vs h = relu ? at_least(a[0], T(0)) : tanh(a[0]);
     return {h, h};
   }
 

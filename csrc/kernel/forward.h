@@ -51,7 +51,7 @@ template <class C, class T> class ForwardPass {
     const int64_t directions = spec_.num_directions, batch = pass.batch;
     const Sizes most = largest_sizes<T>(spec_);
     const int64_t products = C::gates * most.units * (spec_.input_size + most.outputs) * batch * directions;
-    threads_ = useful_threads(pass.threads, products, pass.steps * spec_.num_layers);
+    threads_ = useful_threads(pass.threads, products, batch, pass.steps * spec_.num_layers);
     block_ = forward_block(extent_of(most), threads_);
     has_x_part_ = block_ > 1 || splits() || normalizes();
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
@@ -422,8 +422,8 @@ template <class C, class T> class ForwardPass {
     return {rows + sums.rows.first, packed, k_size, out - sums.panels.first * sums.h_stride, sums.h_stride};
   }
 
-  // A step of several: products of as many rows and panels as fit in a near cache, and then their cells, of which one
-  // waits for its functions while the next begin. The few cells of a single tile could not.
+  // A step of several: products of as many rows and panels as fit in a near cache, and then their cells, which go in
+  // lock step and wait for their functions together. The few cells of a single tile could not.
   void step_of_rows(const Step& step) const {
     constexpr int64_t most = 2048 / vector_bytes;  // cells
     alignas(64) T x_sums[most * C::gates * width], h_sums[most * C::gates * width];
@@ -460,17 +460,19 @@ template <class C, class T> class ForwardPass {
   }
 
   RNNFAST_NOINLINE void apply_cells_of_rows(const Step& step, const Sums& sums) const {
-    apply_cells<cells_in_step>(step, sums);
+    // Measured with AVX2: 2, 3 and 6 are slower by 1 to 4 %. The kernels of x86_64_v2 are built to be small.
+    constexpr int in_lock_step = registers < 16 ? 1 : 4;
+    apply_cells<in_lock_step>(step, sums);
   }
 
-  // So many rows go in lock step.
-  template <int Rows> RNNFAST_INLINE void apply_cells(const Step& step, const Sums& sums) const {
+  // N rows go in lock step.
+  template <int N> RNNFAST_INLINE void apply_cells(const Step& step, const Sums& sums) const {
     const Layer& layer = step.layer;
     if (layer.options.any) return apply_cells_with_options(step, sums);
     for (int64_t p = sums.panels.first; p < sums.panels.last; ++p) {
       Cells cells(*this, step, sums, p);
       int64_t r = sums.rows.first;
-      for (; Rows > 1 && r + Rows <= sums.rows.last; r += Rows) cells.template apply<Rows>(r);
+      for (; N > 1 && r + N <= sums.rows.last; r += N) cells.template apply<N>(r);
       for (; r < sums.rows.last; ++r) cells.template apply<1>(r);
     }
   }
@@ -480,8 +482,9 @@ template <class C, class T> class ForwardPass {
   struct Cells {
     const StepRow<T>* const rows;
     const T* const bias;
-    T *const h, *const c;      // the state's
-    const T *x_part, *h_part;  // of the next row
+    T *const h, *const c;  // h of the layer, c of the panel
+    // Of the next row:
+    const T *x_part, *h_part;
     T* saved_part;
     const int64_t unit, valid;
     const bool relu;
@@ -505,12 +508,13 @@ template <class C, class T> class ForwardPass {
       const StepRow<T>* const row = rows + r;
       Vs x_sums[C::gates], h_sums[C::gates], a[C::columns], saved[C::saved ? C::saved : 1];
       RNNFAST_UNROLL_FOR (int g = 0; g < C::gates; ++g) {
-        x_sums[g] = Vs::each([&](int j) { return load(x_part + (j * C::gates + g) * width); });
-        h_sums[g] = Vs::each([&](int j) { return load(h_part + (j * C::gates + g) * width); });
+        x_sums[g] = Vs::each([&](int j) RNNFAST_INLINE_LAMBDA { return load(x_part + (j * C::gates + g) * width); });
+        h_sums[g] = Vs::each([&](int j) RNNFAST_INLINE_LAMBDA { return load(h_part + (j * C::gates + g) * width); });
       }
       Packed<C, T>::join(x_sums, h_sums, bias, a);
-      const State<Vs> prev{Vs::each([&](int j) { return load_part(h + row[j].before + unit, valid); }),
-                           Vs::each([&](int j) { return C::has_c ? load(c + row[j].b * width) : V{}; })};
+      const State<Vs> prev{
+          Vs::each([&](int j) RNNFAST_INLINE_LAMBDA { return load_part(h + row[j].before + unit, valid); }),
+          Vs::each([&](int j) RNNFAST_INLINE_LAMBDA { return C::has_c ? load(c + row[j].b * width) : V{}; })};
       const State<Vs> next = C::forward(a, prev, relu, saved);
       RNNFAST_UNROLL_FOR (int j = 0; j < N; ++j) {
         store_part(h + row[j].after + unit, next.h.of[j], valid);

@@ -59,7 +59,7 @@ template <class T, int N> RNNFAST_INLINE Exponential<Vectors<T, N>> exponential(
   constexpr int terms = sizeof(K::series) / sizeof(T);
   V series = K::series[terms - 1];
   RNNFAST_UNROLL_FOR (int j = terms - 2; j >= 0; --j) series = fma(series, r, K::series[j]);
-  return {shift_left(shifted, K::mantissa), fma(r * r, series, r)};
+  return {shifted << K::mantissa, fma(r * r, series, r)};
 }
 
 template <class V, class T> RNNFAST_INLINE V clamp(V x, T low, T high) { return at_most(at_least(x, low), high); }

@@ -98,13 +98,16 @@ inline Part make_part(const Team& team, const Extent& e, int64_t weight_bytes, i
           team.rank == 0};
 }
 
-// A region of several threads costs microseconds to start and a barrier per step. With less work (fused multiply-adds)
-// than this in the pass, or in a step for each thread, fewer are faster. A negative number is not up for discussion.
-inline int useful_threads(int threads, int64_t products_per_step, int64_t steps) {
-  constexpr int64_t per_step = 30000, per_pass = 6000000;
+// Sleeping workers take some 40 us to begin, and several threads need a barrier in every step. With less work (fused
+// multiply-adds) than this in the pass, or in a step for each thread, fewer are faster. Where few rows share the
+// weights of a step, reading these takes longer than the multiply-adds, and counts as more of them. A negative number
+// is not up for discussion.
+inline int useful_threads(int threads, int64_t products_per_step, int64_t batch, int64_t steps) {
+  constexpr int64_t per_step = 70000, per_pass = 4000000;  // 90 us
   if (threads < 0) return -threads;
-  if (threads <= 1 || products_per_step * steps < per_pass) return 1;
-  return static_cast<int>(max(1, min(threads, products_per_step / per_step)));
+  const int64_t work = products_per_step + products_per_step * 8 / (5 * max(1, batch));
+  if (threads <= 1 || work * steps < per_pass) return 1;
+  return static_cast<int>(max(1, min(threads, work / per_step)));
 }
 
 // So many elements of at least 8 bytes for each thread that no two threads write to one line of a cache.

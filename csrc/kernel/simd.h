@@ -16,6 +16,7 @@
 #endif
 
 #define RNNFAST_INLINE inline __attribute__((always_inline))
+#define RNNFAST_INLINE_LAMBDA __attribute__((always_inline))
 // For what is large and not in an inner loop, so that there is one copy of it; and for what runs once a call, so that
 // it is small.
 #define RNNFAST_NOINLINE __attribute__((noinline))
@@ -182,41 +183,41 @@ template <class T, int N> struct Vectors {
   RNNFAST_INLINE bits<T> bits_of(int j) const { return (bits<T>)of[j]; }
 
   friend RNNFAST_INLINE Vectors operator+(Vectors a, Vectors b) {
-    return each([&](int j) { return a.of[j] + b.of[j]; });
+    return each([&](int j) RNNFAST_INLINE_LAMBDA { return a.of[j] + b.of[j]; });
   }
   friend RNNFAST_INLINE Vectors operator-(Vectors a, Vectors b) {
-    return each([&](int j) { return a.of[j] - b.of[j]; });
+    return each([&](int j) RNNFAST_INLINE_LAMBDA { return a.of[j] - b.of[j]; });
   }
   friend RNNFAST_INLINE Vectors operator*(Vectors a, Vectors b) {
-    return each([&](int j) { return a.of[j] * b.of[j]; });
+    return each([&](int j) RNNFAST_INLINE_LAMBDA { return a.of[j] * b.of[j]; });
   }
   friend RNNFAST_INLINE Vectors operator/(Vectors a, Vectors b) {
-    return each([&](int j) { return a.of[j] / b.of[j]; });
+    return each([&](int j) RNNFAST_INLINE_LAMBDA { return a.of[j] / b.of[j]; });
   }
   friend RNNFAST_INLINE Vectors operator&(Vectors a, Vectors b) {
-    return each([&](int j) { return (vec<T>)(a.bits_of(j) & b.bits_of(j)); });
+    return each([&](int j) RNNFAST_INLINE_LAMBDA { return (vec<T>)(a.bits_of(j) & b.bits_of(j)); });
   }
   friend RNNFAST_INLINE Vectors operator|(Vectors a, Vectors b) {
-    return each([&](int j) { return (vec<T>)(a.bits_of(j) | b.bits_of(j)); });
+    return each([&](int j) RNNFAST_INLINE_LAMBDA { return (vec<T>)(a.bits_of(j) | b.bits_of(j)); });
   }
   friend RNNFAST_INLINE Vectors operator^(Vectors a, Vectors b) {
-    return each([&](int j) { return (vec<T>)(a.bits_of(j) ^ b.bits_of(j)); });
+    return each([&](int j) RNNFAST_INLINE_LAMBDA { return (vec<T>)(a.bits_of(j) ^ b.bits_of(j)); });
   }
   friend RNNFAST_INLINE Vectors fma(Vectors a, Vectors b, Vectors c) {
-    return each([&](int j) { return rnnfast::fma(a.of[j], b.of[j], c.of[j]); });
+    return each([&](int j) RNNFAST_INLINE_LAMBDA { return rnnfast::fma(a.of[j], b.of[j], c.of[j]); });
   }
   friend RNNFAST_INLINE Vectors at_least(Vectors x, T bound) {
-    return each([&](int j) { return rnnfast::at_least(x.of[j], bound); });
+    return each([&](int j) RNNFAST_INLINE_LAMBDA { return rnnfast::at_least(x.of[j], bound); });
   }
   friend RNNFAST_INLINE Vectors at_most(Vectors x, T bound) {
-    return each([&](int j) { return rnnfast::at_most(x.of[j], bound); });
+    return each([&](int j) RNNFAST_INLINE_LAMBDA { return rnnfast::at_most(x.of[j], bound); });
   }
-  friend RNNFAST_INLINE Vectors shift_left(Vectors x, int places) {
-    return each([&](int j) { return (vec<T>)(x.bits_of(j) << places); });
+  friend RNNFAST_INLINE Vectors operator<<(Vectors x, int places) {
+    return each([&](int j) RNNFAST_INLINE_LAMBDA { return (vec<T>)(x.bits_of(j) << places); });
   }
   // a where x has its sign bit, else b.
   friend RNNFAST_INLINE Vectors by_sign(Vectors x, Vectors a, Vectors b) {
-    return each([&](int j) { return x.bits_of(j) < 0 ? a.of[j] : b.of[j]; });
+    return each([&](int j) RNNFAST_INLINE_LAMBDA { return x.bits_of(j) < 0 ? a.of[j] : b.of[j]; });
   }
 };
 
