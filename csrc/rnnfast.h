@@ -138,9 +138,9 @@ struct Forward {
   const uint8_t* const* zoneout_h_masks =
       nullptr;  // [L*D] arrays [T, B, H]: 1 where h keeps its value; null: no zoneout
   const uint8_t* const* zoneout_c_masks = nullptr;  // the same for c
-  Output cells;     // [T, B, D*H]: c of the last layer, LSTM only; rows that take no part are left alone
-  Output gates;     // [T, B, D*G*H]: its gates, behind their activations
-  int threads = 1;  // at most; small work takes fewer. Negative: exactly so many (for tests)
+  Output cells;       // [T, B, D*H]: c of the last layer, LSTM only; rows that take no part are left alone
+  Output gates;       // [T, B, D*G*H]: its gates, behind their activations
+  int threads = 1;    // at most; small work takes fewer. Negative: exactly so many (for tests)
   bool back = false;  // which way the first step goes over the units; no bit depends on it. Calls of one step each that
                       // alternate it begin with weights that the call before has left in cache
   bool (*interrupted)() = nullptr;  // asked now and then by the calling thread: whether to give up
