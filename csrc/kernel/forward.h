@@ -460,8 +460,7 @@ template <class C, class T> class ForwardPass {
   }
 
   RNNFAST_NOINLINE void apply_cells_of_rows(const Step& step, const Sums& sums) const {
-    // Measured with AVX2: 2, 3 and 6 are slower by 1 to 4 %. The kernels of x86_64_v2 are built to be small.
-    constexpr int in_lock_step = registers < 16 ? 1 : 4;
+    constexpr int in_lock_step = kept_small<T> ? 1 : 4;  // with AVX2 2, 3 and 6 are slower by 1 to 4 %
     apply_cells<in_lock_step>(step, sums);
   }
 

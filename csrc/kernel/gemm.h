@@ -159,9 +159,10 @@ RNNFAST_INLINE void accumulate_units(vec<T> (&acc)[Rows][Panels], const T* const
   int64_t at = 0;
   for (int64_t left = units; left > 0; left -= width, at += panel_stride) {
     // The next panel is on another page, where nothing is fetched ahead. Behind the last one this is harmless.
-    RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
-      for (int line = 0; line <= Map::at(gates - 1) * width; line += 64 / static_cast<int>(sizeof(T)))
-        __builtin_prefetch(a[r] + at + panel_stride + line);
+    if constexpr (!kept_small<T>)
+      RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
+        for (int line = 0; line <= Map::at(gates - 1) * width; line += 64 / static_cast<int>(sizeof(T)))
+          __builtin_prefetch(a[r] + at + panel_stride + line);
     const int64_t count = min(left, width);
     for (int64_t u = 0; u < count; ++u) {
       RNNFAST_UNROLL_FOR (int g = 0; g < gates; ++g) {

@@ -53,6 +53,8 @@ template <> struct vector_of<double> {
 template <class T> using vec = typename vector_of<T>::type;
 template <class T> using bits = typename vector_of<T>::bits;
 template <class T> constexpr int lanes = vector_bytes / static_cast<int>(sizeof(T));
+// Kernels that are rather small than fast to the last percent: the whole of them has to fit in a wheel of a megabyte.
+template <class T> constexpr bool kept_small = registers < 16 || sizeof(T) > 4;
 
 template <class T> RNNFAST_INLINE vec<T> load(const T* p) {
   vec<T> v;
