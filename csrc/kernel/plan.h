@@ -105,7 +105,7 @@ inline Part make_part(const Team& team, const Extent& e, int64_t weight_bytes, i
 inline int useful_threads(int threads, int64_t products_per_step, int64_t batch, int64_t steps) {
   constexpr int64_t per_step = 70000, per_pass = 4000000;  // 90 us
   if (threads < 0) return -threads;
-  const int64_t work = products_per_step + products_per_step * 8 / (5 * max(1, batch));
+  const int64_t work = products_per_step + products_per_step / max(1, batch) * 8 / 5;
   if (threads <= 1 || work * steps < per_pass) return 1;
   return static_cast<int>(max(1, min(threads, work / per_step)));
 }
