@@ -179,6 +179,25 @@ int64_t step_work(const rf::Spec& spec, int64_t batch) {
 // in Python.
 constexpr int64_t worth_releasing = 1 << 20;
 
+// Below this work of a call, some 5 us, it is not worth asking how the calls follow upon each other.
+constexpr int64_t worth_asking = 1 << 18;
+
+// A call that is run while this lives.
+class Running {
+ public:
+  Running(rf::Forward& call, int64_t work) : asks_(work >= worth_asking && call.threads > 1) {
+    call.in_succession = asks_ && rf::begin_call();
+  }
+  ~Running() {
+    if (asks_) rf::end_call();
+  }
+  Running(const Running&) = delete;
+  Running& operator=(const Running&) = delete;
+
+ private:
+  bool asks_;
+};
+
 int threads_or_default(int threads) { return threads != 0 ? threads : rf::get_num_threads(); }
 
 // --- arrays ---
@@ -489,7 +508,9 @@ struct Packed {
   }
 
   void run_call(rf::Forward& call) const {
-    if (step_work(spec, call.batch) * call.steps < worth_releasing) {
+    const int64_t work = step_work(spec, call.batch) * call.steps;
+    const Running running(call, work);
+    if (work < worth_releasing) {
       rf::forward(table, call);
     } else {
       call.interrupted = ask_python;
@@ -499,6 +520,8 @@ struct Packed {
 };
 
 // --- a pass over sequences ---
+
+rf::Spare spare_tape;
 
 class Pass {
  public:
@@ -532,9 +555,13 @@ class Pass {
       set_option(option.first.cast<std::string>(), py::reinterpret_borrow<py::object>(option.second));
     if (!train) return;
     require_masks();
-    tape_.allocate(spec_.hidden_size ? rf::tape_bytes(*table_, call_) : 0);
-    call_.tape = tape_.data();
+    tape_nbytes_ = spec_.hidden_size ? rf::tape_bytes(*table_, call_) : 0;
+    tape_ = spare_tape.take(tape_nbytes_, tape_nbytes_ + tape_nbytes_ / 4);
+    call_.tape = tape_->data();
   }
+  ~Pass() { spare_tape.leave(std::move(tape_)); }
+  Pass(const Pass&) = delete;
+  Pass& operator=(const Pass&) = delete;
 
   void forward() {
     if (!spec_.hidden_size) return;
@@ -566,7 +593,7 @@ class Pass {
     run_interruptibly([&] { return rf::backward(*table_, back); });
   }
 
-  size_t tape_nbytes() const { return tape_.size(); }
+  size_t tape_nbytes() const { return tape_nbytes_; }
 
  private:
   int64_t steps() const { return call_.steps; }
@@ -679,7 +706,8 @@ class Pass {
   const rf::KernelTable* table_ = nullptr;
   std::vector<rf::Weights> weights_;
   std::deque<std::vector<const void*>> pointers_;
-  rf::Memory tape_;
+  rf::Spare::Block tape_;
+  size_t tape_nbytes_ = 0;
   py::tuple arrays_;  // keeps alive what call_ points into
   py::dtype type_;
 };
@@ -789,7 +817,7 @@ class Stream {
   }
 
   py::object step(py::handle x, py::handle out, int threads) {
-    const Running running(busy_);
+    const Occupied occupied(busy_);
     set_threads(work_ < worth_sharing ? 1 : threads_or_default(threads));
     const int ndim = set_input(x);
     py::object y = out.is_none() ? new_output(ndim) : checked_output(out, ndim);
@@ -800,14 +828,14 @@ class Stream {
 
  private:
   // Two threads inside one stream would tear its state; this turns that mistake into an exception.
-  struct Running {
+  struct Occupied {
     std::atomic_flag& flag;
-    explicit Running(std::atomic_flag& f) : flag(f) {
+    explicit Occupied(std::atomic_flag& f) : flag(f) {
       if (flag.test_and_set(std::memory_order_acquire))
         throw std::runtime_error(
             "this stream is inside step() in another thread; give each thread a stream of its own");
     }
-    ~Running() { flag.clear(std::memory_order_release); }
+    ~Occupied() { flag.clear(std::memory_order_release); }
   };
 
   // Below this work of a step, about 1 us, no second thread can help, and asking the environment how many there may be
@@ -838,6 +866,7 @@ class Stream {
   void set_threads(int threads) {
     if (threads == call_.threads && scratch_.data()) return;
     call_.threads = threads;
+    call_.in_succession = true;  // when more threads may be used, and no less memory
     scratch_.allocate(call_.spec.hidden_size ? entry_->forward_scratch(call_) : 0);
   }
 
@@ -911,6 +940,7 @@ class Stream {
 
   void run() {
     if (!call_.spec.hidden_size) return;
+    const Running running(call_, work_);
     call_.back = !call_.back;  // see Forward::back
     if (work_ < worth_releasing) {
       entry_->forward(call_, scratch_.data());

@@ -7,6 +7,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "memory.h"
 #include "rnnfast.h"
@@ -175,19 +176,22 @@ void check(const Backward& call) {
   require(call.threads != 0, "threads is 0");
 }
 
+Spare spare_scratch;
+
 // Memory for one call, aligned to 64 bytes. A step of a stream needs little and takes it from the stack.
 class Scratch {
  public:
   explicit Scratch(size_t bytes) {
-    if (bytes > sizeof near_) far_.allocate(bytes);
+    if (bytes > sizeof near_) far_ = spare_scratch.take(bytes);
   }
+  ~Scratch() { spare_scratch.leave(std::move(far_)); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  void* data() { return far_.data() ? far_.data() : near_; }
+  void* data() { return far_ ? far_->data() : near_; }
 
  private:
   alignas(64) unsigned char near_[16384];
-  Memory far_;
+  Spare::Block far_;
 };
 
 const KernelTable::Entry& entry(const KernelTable& table, const Spec& spec) {

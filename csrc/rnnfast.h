@@ -143,6 +143,7 @@ struct Forward {
   int threads = 1;    // at most; small work takes fewer. Negative: exactly so many (for tests)
   bool back = false;  // which way the first step goes over the units; no bit depends on it. Calls of one step each that
                       // alternate it begin with weights that the call before has left in cache
+  bool in_succession = false;       // what begin_call() in threads.h says; no bit depends on it either
   bool (*interrupted)() = nullptr;  // asked now and then by the calling thread: whether to give up
 };
 

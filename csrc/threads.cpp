@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <exception>
 #include <mutex>
 #include <new>
@@ -53,6 +54,21 @@ void after_fork_in_child() {
 }
 
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, after_fork_in_child);
+
+// --- calls that follow upon each other ---
+
+// Of any threads and layers: where several take turns, each call follows upon another's.
+std::atomic<int64_t> last_end{0};  // in ns
+std::atomic<int> following{0};     // calls in a row
+constexpr int enough = 16;
+
+int64_t now() {
+  timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return time.tv_sec * int64_t{1000000000} + time.tv_nsec;
+}
+
+bool in_succession() { return following.load(std::memory_order_relaxed) >= enough; }
 
 // --- the pool ---
 
@@ -164,6 +180,8 @@ class Pool {
   // An idle worker spins only this long, because the next to need its core is often another library's thread: beside
   // NumPy's OpenBLAS, workers that spin for milliseconds, as libgomp's do, make a matmul 26 to 40 times slower.
   static constexpr int worker_spins = 200;
+  // Between calls that follow upon each other, as long as the longest pause between two of them, some 20 us.
+  static constexpr int longer_spins = 2000;
   // The caller is in the middle of its work and its threads finish at about the same time.
   static constexpr int caller_spins = 2000;
 
@@ -198,7 +216,7 @@ class Pool {
     inside_region = true;  // a worker runs nothing but regions
     thread_[id - 1].store(current_thread(), std::memory_order_relaxed);
     for (uint32_t seen = 0;; ++seen) {
-      start->wait(seen, worker_spins);
+      start->wait(seen, in_succession() ? longer_spins : worker_spins);
       task_(context_, id, count_);
       if (unfinished_.fetch_sub(1) == 1) done_.raise();
     }
@@ -389,6 +407,16 @@ void parallel(int threads, Task task, void* context) {
 }
 
 bool in_parallel() { return inside_region; }
+
+bool begin_call() {
+  constexpr int64_t longest_pause = 20000;
+  const bool follows = now() - last_end.load(std::memory_order_relaxed) < longest_pause;
+  const int before = following.load(std::memory_order_relaxed);
+  following.store(follows ? before + (before < enough) : 0, std::memory_order_relaxed);
+  return in_succession();
+}
+
+void end_call() { last_end.store(now(), std::memory_order_relaxed); }
 
 int get_num_threads(int otherwise) {
   int threads = chosen_threads.load(std::memory_order_relaxed);

@@ -22,12 +22,27 @@ def run(code: str, *arguments: str) -> str:
     return done.stdout
 
 
-GROWTH = """
+IN_USE = """
 import ctypes
 import gc
 import sys
 import numpy as np
 import rnnfast as rf
+# What is in use, not what is resident: that depends on where the holes in the heap happen to be.
+class Heap(ctypes.Structure):
+    names = "arena ordblks smblks hblks mapped usmblks fsmblks used free top"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+mallinfo = ctypes.CDLL(None).mallinfo2
+mallinfo.restype = Heap
+def in_use():
+    gc.collect()
+    heap = mallinfo()
+    return heap.used + heap.mapped + 16 * sys.getallocatedblocks()  # Python's objects are elsewhere, 16 bytes at least
+"""
+
+GROWTH = (
+    IN_USE
+    + """
 cells = [rf.RNN(3, 5, seed=0), rf.LSTM(3, 5, 2, bidirectional=True, seed=0), rf.GRU(3, 5, dropout=0.5, num_layers=2)]
 frozen = [cell.freeze() for cell in cells]
 wide = [rf.GRU(64, 128, recompute=segments, seed=0) for segments in (None, 3)]
@@ -57,28 +72,49 @@ def calls(count):
                     pass
             case _:
                 frozen[j % 3](part)
-# What is in use, not what is resident: that depends on where the holes in the heap happen to be.
-class Heap(ctypes.Structure):
-    names = "arena ordblks smblks hblks mapped usmblks fsmblks used free top"
-    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
-mallinfo = ctypes.CDLL(None).mallinfo2
-mallinfo.restype = Heap
-def in_use():
-    gc.collect()
-    heap = mallinfo()
-    return heap.used + heap.mapped + 16 * sys.getallocatedblocks()  # Python's objects are elsewhere, 16 bytes at least
 with rf.threads(2):
     calls(20_000)
     before = in_use()
     calls(100_000)
 print(in_use() - before)
 """
+)
 
 
 @pytest.mark.usefixtures("plain_memory")
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library tells nothing of its heap")
 def test_nothing_grows_over_a_hundred_thousand_calls_of_varying_shapes() -> None:
     assert int(run(GROWTH)) < 1 << 20
+
+
+# What a call leaves for the next one: of training once, of a second time, of something that is too large.
+LEFT = (
+    IN_USE
+    + """
+layer, x = rf.LSTM(256, 256, seed=0), np.zeros((50, 16, 256), np.float32)
+large, many = rf.RNN(1, 8, 2, seed=0), np.zeros((2, 1_200_000, 1), np.float32)
+def train():
+    output, _, tape = layer.forward(x)
+    layer.backward(tape, output)
+    return tape.nbytes
+before = in_use()
+size = train()
+once = in_use() - before
+train()
+twice = in_use() - before
+large.forward(many)
+print(size, once, twice, in_use() - before)
+"""
+)
+
+
+@pytest.mark.usefixtures("plain_memory")
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library tells nothing of its heap")
+def test_a_call_leaves_its_memory_for_the_next_one_but_no_more_than_promised() -> None:
+    tape, once, twice, large = map(int, run(LEFT).split())
+    assert tape + (2 << 20) < once < 128 << 20  # the tape, and scratch memory that holds the weights
+    assert abs(twice - once) < 1 << 16
+    assert large < 1 << 20
 
 
 # Every call with less and less memory to be had, until it works: whichever allocation fails, it is a MemoryError, and
@@ -88,7 +124,11 @@ import ctypes, resource, sys
 import numpy as np
 import rnnfast as rf
 # What was freed before is no memory that the next call may find. (Other C libraries than glibc have no such function.)
-release = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
+trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
+large, many = rf.RNN(1, 8, 2), np.zeros((2, 1_200_000, 1), np.float32)  # too large for its memory to be kept
+def release():
+    large.forward(many)
+    trim(0)
 layer = {"LSTM": rf.LSTM, "GRU": rf.GRU, "RNN": rf.RNN}[sys.argv[1]](512, 512, 2, dropout=0.5, seed=0)
 x = np.random.default_rng(0).standard_normal((60, 32, 512), dtype=np.float32)
 weights = {name: array.copy() for name, array in layer.parameters.items()}
@@ -107,7 +147,7 @@ with rf.threads(int(sys.argv[2])):
     ):
         failures.append(0)
         for spare in range(0, 1 << 30, 4 << 20):
-            release(0)
+            release()
             resource.setrlimit(resource.RLIMIT_AS, (size() + spare, resource.RLIM_INFINITY))
             try:
                 got = call()

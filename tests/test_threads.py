@@ -50,6 +50,34 @@ def backends() -> list[str]:
     return ["pool", "openmp"] if rf.show_config(mode="dicts")["openmp"] else ["pool"]
 
 
+# Steps of half the work that is worth waking a thread for; how many threads there are tells whether one was woken.
+SUCCESSION = """
+import os, time
+frozen = rf.GRU(256, 256, seed=0).freeze()
+x = np.random.default_rng(0).standard_normal((64, 4, 256), dtype=np.float32)
+with rf.threads(1):
+    alone = frozen.stream(4)
+    want = [alone.step(x[t % 64]).tobytes() for t in range(300)]
+threads = lambda: len(os.listdir("/proc/self/task"))
+before = threads()
+stream = frozen.stream(4)
+for t in range(40):
+    stream.step(x[t])
+    time.sleep(0.0002)
+assert threads() == before
+stop = time.monotonic() + 30
+while threads() == before and time.monotonic() < stop:  # something else may take the core away from any of them
+    stream = frozen.stream(4)
+    got = [stream.step(x[t % 64]).tobytes() for t in range(300)]
+    assert got == want
+assert threads() == before + 1
+"""
+
+
+def test_only_short_calls_that_follow_upon_each_other_take_a_second_thread() -> None:
+    run(SUCCESSION, "pool")
+
+
 @pytest.mark.parametrize("backend", backends())
 def test_a_backend_runs_the_threads_asked_for_and_changes_no_bit(backend: str) -> None:
     run(

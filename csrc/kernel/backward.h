@@ -176,11 +176,12 @@ template <class C, class T> class BackwardPass {
     const int64_t directions = spec_.num_directions, sequence_rows = pass_.steps * pass_.batch;
     const Sizes most = largest_sizes<T>(spec_);
     const int64_t products = 2 * C::gates * most.units * (spec_.input_size + most.outputs) * pass_.batch * directions;
-    threads_ = useful_threads(call.threads, products, pass_.batch, pass_.steps * spec_.num_layers);
+    threads_ = useful_threads(call.threads, products, pass_.batch, pass_.steps * spec_.num_layers, pass_.in_succession);
     block_ = min(backward_block(pass_.batch), max(1, pass_.steps));
     block_rows_ = block_ * pass_.batch;
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
     out_rows_ = arena_.template take<T*>(threads_ * apart(block_rows_));
+    operands_ = arena_.template take<const T*>(threads_ * apart(block_rows_));
     for (int64_t d = 0; d < directions; ++d) scratch_[d] = Scratch(arena_, pass_, block_rows_, rebuilds(), threads_);
     if (directions == 2 && (spec_.num_layers > 1 || call.grad_x.data))
       d_x_reverse_ = arena_.template take<T>(sequence_rows * most.inputs);
@@ -336,7 +337,9 @@ template <class C, class T> class BackwardPass {
       team.wait();
       for (int64_t s = last - 1; s >= first; --s) step(layer, scratch, part, numbers, s, out_rows);
       team.wait();
-      if (layer.gradients) {
+      if (layer.gradients && few_rows()) {
+        if constexpr (!kept_small<T>) products_of_few(layer, scratch, team, count, operands_ + id * apart(block_rows_));
+      } else if (layer.gradients) {
         pack_operands(layer, scratch, team, count);
         team.wait();
         weight_products(scratch, layer, team, count, last < steps);
@@ -549,8 +552,10 @@ template <class C, class T> class BackwardPass {
     const auto unpack = [](const T* sums, int gates, int64_t units, int64_t k, void* out, int64_t at, Range panels) {
       if (out) unpack_by_unit(sums, gates, units, k, typed(out) + at, panels.first, panels.last);
     };
-    unpack(s.d_w, C::gates, n.units, n.inputs, g.weight_ih, 0, own);
-    unpack(s.d_u, splits() ? 2 : C::gates, n.units, n.outputs, g.weight_hh, 0, own);
+    if (!few_rows()) {
+      unpack(s.d_w, C::gates, n.units, n.inputs, g.weight_ih, 0, own);
+      unpack(s.d_u, splits() ? 2 : C::gates, n.units, n.outputs, g.weight_hh, 0, own);
+    }
     if (splits()) unpack(u_n(layer, s.d_u), 1, n.units, n.outputs, g.weight_hh, 2 * n.units * n.outputs, own);
     unpack_columns<typename C::x_columns, C::columns>(s.d_bias, n.units, g.bias_ih, own);
     unpack_columns<typename C::h_columns, C::columns>(s.d_bias, n.units, g.bias_hh, own);
@@ -952,6 +957,33 @@ template <class C, class T> class BackwardPass {
     for (int64_t i = 0; j + i < size; ++i) to[i] = row[j + i];
   }
 
+  // Whether the weight gradients are one block's, and of so few rows that packing would take longer than the products.
+  bool few_rows() const {
+    constexpr int64_t most =
+        registers == 32 ? 192 : 12;  // with AVX2 16 rows are slower, where with AVX-512 all blocks gain
+    return !kept_small<T> && pass_.steps > 0 && pass_.steps <= block_ && pass_.steps * pass_.batch <= most &&
+           pass_.batch > 0 && !splits() && !projects() && !pass_.recurrent_masks;
+  }
+
+  RNNFAST_ONCE void products_of_few(const Layer& layer, const Scratch& s, const Team& team, int64_t count,
+                                    const T** operand) const {
+    const Sizes& n = layer.n;
+    const Range own = share(n.panels, team.rank, team.size);
+    for (int of_h = 0; of_h < 2; ++of_h) {
+      void* const gradient = of_h ? layer.gradients->weight_hh : layer.gradients->weight_ih;
+      const int64_t inputs = of_h ? n.outputs : n.inputs;
+      for (int64_t k = 0; gradient && k < count; ++k)
+        operand[k] = of_h ? s.rows[k].h_before : layer.x.at(s.rows[k].t, s.rows[k].b);
+      for (int g = 0; gradient && g < C::gates; ++g) {
+        const int column = of_h ? C::h_columns::at(g) : C::x_columns::at(g);
+        OuterSums<T>{operand, d_products(s, of_h) + column * width,  block_rows_ * da_row, da_row, count, n.units,
+                     inputs,  typed(gradient) + g * n.units * inputs}
+            .run(own.first, own.last);
+      }
+    }
+    add_biases(s, own, count, false);
+  }
+
   // add: to the sums of the blocks before.
   void weight_products(const Scratch& s, const Layer& layer, const Team& team, int64_t count, bool add) const {
     const Sizes& n = layer.n;
@@ -971,7 +1003,11 @@ template <class C, class T> class BackwardPass {
       if (projects())
         weight_product<Columns<0>, 1>(s.m, s.d_output, n.units, n.output_panels, s.d_hr, team, count, add);
     }
-    const Range own = share(n.panels, team.rank, team.size);
+    add_biases(s, share(n.panels, team.rank, team.size), count, add);
+  }
+
+  // What each unit has a few of.
+  void add_biases(const Scratch& s, Range own, int64_t count, bool add) const {
     add_columns<C::columns>(s.da, s.d_bias, own, count, add);
     if (has_peepholes()) add_columns<3>(s.d_peephole_row, s.d_peephole, own, count, add);
     if (normalizes()) add_columns<Scratch::ln_columns>(s.d_ln_row, s.d_ln, own, count, add);
@@ -1019,7 +1055,8 @@ template <class C, class T> class BackwardPass {
   int threads_;
   Meeting* meetings_;
   Interrupt interrupt_;
-  T** out_rows_;  // for each thread
+  T** out_rows_;        // for each thread
+  const T** operands_;  // the same
   Scratch scratch_[2];
   T *d_x_reverse_ = nullptr, *d_between_[2] = {}, *masked_ = nullptr;
 };

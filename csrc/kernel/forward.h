@@ -51,7 +51,7 @@ template <class C, class T> class ForwardPass {
     const int64_t directions = spec_.num_directions, batch = pass.batch;
     const Sizes most = largest_sizes<T>(spec_);
     const int64_t products = C::gates * most.units * (spec_.input_size + most.outputs) * batch * directions;
-    threads_ = useful_threads(pass.threads, products, batch, pass.steps * spec_.num_layers);
+    threads_ = useful_threads(pass.threads, products, batch, pass.steps * spec_.num_layers, pass.in_succession);
     block_ = forward_block(extent_of(most), threads_);
     has_x_part_ = block_ > 1 || splits() || normalizes();
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
@@ -599,7 +599,7 @@ template <class C, class T> class ForwardPass {
   }
 
   // Projection: h = W_hr m, once every unit's m = o * tanh(c) is known.
-  void project(const Step& step) const {
+  RNNFAST_ONCE void project(const Step& step) const {
     const Layer& layer = step.layer;
     step.part.wait();
     products<1>(step, layer.weights.hr, layer.n.units, step.part.outputs,
@@ -613,7 +613,7 @@ template <class C, class T> class ForwardPass {
   }
 
   // GRU with the reset gate before the product: first r, z and r * h, then n.
-  void step_reset_before(const Step& step) const {
+  RNNFAST_NOINLINE void step_reset_before(const Step& step) const {
     if constexpr (C::gates == 3) {
       const Layer& layer = step.layer;
       const Range panels = step.part.panels;
@@ -668,7 +668,7 @@ template <class C, class T> class ForwardPass {
     return output_gates_ + ((layer.direction * layer.n.panels + p) * pass_.batch + b) * width;
   }
 
-  void step_normalized(const Step& step) const {
+  RNNFAST_NOINLINE void step_normalized(const Step& step) const {
     const Part& part = step.part;
     products<C::gates>(step, step.layer.weights.u, step.layer.n.outputs, part.panels,
                        [&](const StepRow<T>& row) { return step.layer.operand + row.before; });

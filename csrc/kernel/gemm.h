@@ -169,7 +169,8 @@ RNNFAST_INLINE void accumulate_units(vec<T> (&acc)[Rows][Panels], const T* const
         add_products<Rows, Panels, T>(
             acc, [&](int r) { return splat(a[r][at + u + Map::at(g) * width]); },
             [&](int p) { return load(w[p] + g * width); });
-        if constexpr (gates > 3)  // with GCC 12 and AVX2 4 gates are faster by 6 %, 3 slower by 7 %
+        // With GCC 12 and AVX2 4 gates are faster by 6 %, 3 slower by 7 %; with AVX-512 4 are slower by 12 %.
+        if constexpr (gates > 3 && registers < 32)
           RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
             RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) stay_in_register(acc[r][p]);
       }
@@ -227,6 +228,49 @@ template <class Map, int DaColumns, class T> struct WeightSums {
   }
 };
 
+// The same sums of few rows, straight to where the caller wants them: packing operands and unpacking sums would take
+// longer than the products. out[unit][k] = sum over rows of da[row](unit) * operand[row][k], for one gate.
+template <class T> struct OuterSums {
+  static constexpr int width = lanes<T>, together = registers == 32 ? 4 : 3;  // vectors of k
+  const T* const* operand;                                                    // of each row
+  const T* da;                // [panel][row][column][lane], from the gate's column on
+  int64_t da_stride, da_row;  // between panels, between rows
+  int64_t rows, units, inputs;
+  T* out;
+
+  // Some units of a panel, and `valid` inputs from k on.
+  template <int Vectors> RNNFAST_NOINLINE void tile(const T* of_panel, int64_t unit, int64_t k, int64_t valid) const {
+    constexpr int count = min(4, width);  // units
+    vec<T> acc[count][Vectors];
+    RNNFAST_UNROLL_FOR (int u = 0; u < count; ++u)
+      RNNFAST_UNROLL_FOR (int v = 0; v < Vectors; ++v) acc[u][v] = vec<T>{};
+    for (int64_t r = 0; r < rows; ++r) {
+      const T *x = operand[r] + k, *d = of_panel + r * da_row + unit % width;
+      add_products<count, Vectors, T>(
+          acc, [&](int u) { return splat(d[u]); },
+          [&](int v) { return Vectors > 1 ? load(x + v * width) : load_part(x, valid); });
+    }
+    RNNFAST_UNROLL_FOR (int u = 0; u < count; ++u)
+      RNNFAST_UNROLL_FOR (int v = 0; v < Vectors; ++v)
+        if (unit + u < units)
+          store_part(out + (unit + u) * inputs + k + v * width, acc[u][v], min(width, valid - v * width));
+  }
+
+  RNNFAST_NOINLINE void run(int64_t first, int64_t last) const {
+    for (int64_t p = first; p < last; ++p)
+      for (int64_t k = 0, step; k < inputs; k += step) {
+        const bool full = inputs - k >= together * width;
+        step = (full ? together : 1) * width;
+        const int64_t valid = min(step, inputs - k);
+        for (int64_t unit = p * width; unit < min(units, (p + 1) * width); unit += min(4, width))
+          if (full)
+            tile<together>(da + p * da_stride, unit, k, valid);
+          else
+            tile<1>(da + p * da_stride, unit, k, valid);
+      }
+  }
+};
+
 // out[row] = sum over units u and gates g of da[row](u, column of g) * weights[panel][u][g]: da W or da U.
 template <class Map, class T> struct UnitSums {
   static constexpr int width = lanes<T>, most_panels = 8, most_rows = full_rows<1>;
@@ -277,26 +321,28 @@ RNNFAST_NOINLINE void transpose_square(const T* in, int64_t in_stride, int64_t r
 template <class T>
 RNNFAST_NOINLINE void pack_by_unit(const T* weight, int gates, int64_t units, int64_t k_size, T* packed, int64_t first,
                                    int64_t last) {
-  constexpr int width = lanes<T>;
+  constexpr int width = lanes<T>, along = 256;  // so far along the rows of one gate before those of the next
   for (int64_t p = first; p < last; ++p)
-    for (int64_t k = 0; k < k_size; k += width)
+    for (int64_t from = 0; from < k_size; from += along)
       for (int g = 0; g < gates; ++g)
-        transpose_square<T, false>(weight + (g * units + p * width) * k_size + k, k_size, min(width, units - p * width),
-                                   min(width, k_size - k), packed + ((p * k_size + k) * gates + g) * width,
-                                   gates * width);
+        for (int64_t k = from; k < min(from + along, k_size); k += width)
+          transpose_square<T, false>(weight + (g * units + p * width) * k_size + k, k_size,
+                                     min(width, units - p * width), min(width, k_size - k),
+                                     packed + ((p * k_size + k) * gates + g) * width, gates * width);
 }
 
 // The inverse, for gradients.
 template <class T>
 RNNFAST_NOINLINE void unpack_by_unit(const T* packed, int gates, int64_t units, int64_t k_size, T* weight,
                                      int64_t first, int64_t last) {
-  constexpr int width = lanes<T>;
+  constexpr int width = lanes<T>, along = 256;
   for (int64_t p = first; p < last; ++p)
-    for (int64_t k = 0; k < k_size; k += width)
+    for (int64_t from = 0; from < k_size; from += along)
       for (int g = 0; g < gates; ++g)
-        transpose_square<T, true>(packed + ((p * k_size + k) * gates + g) * width, gates * width,
-                                  min(width, k_size - k), min(width, units - p * width),
-                                  weight + (g * units + p * width) * k_size + k, k_size);
+        for (int64_t k = from; k < min(from + along, k_size); k += width)
+          transpose_square<T, true>(packed + ((p * k_size + k) * gates + g) * width, gates * width,
+                                    min(width, k_size - k), min(width, units - p * width),
+                                    weight + (g * units + p * width) * k_size + k, k_size);
 }
 
 // The transpose for backward: weight [gates * units, k] -> [panel of k][unit][gate][lane]; panels [first, last).
@@ -304,14 +350,15 @@ template <class T>
 RNNFAST_NOINLINE void pack_by_input(const T* weight, int gates, int64_t units, int64_t k_size, T* packed, int64_t first,
                                     int64_t last) {
   constexpr int width = lanes<T>;
-  for (int64_t p = first; p < last; ++p) {
-    const int64_t valid = min(width, k_size - p * width);
-    T* out = packed + p * units * gates * width;
-    for (int64_t u = 0; u < units; ++u) {
-      const T* in = weight + u * k_size + p * width;
-      for (int g = 0; g < gates; ++g, in += units * k_size, out += width) store<T>(out, load_part(in, valid));
-    }
-  }
+  constexpr int64_t together = 8;  // panels, so that a row is read many lines at a time
+  for (int64_t from = first; from < last; from += together)
+    for (int64_t u = 0; u < units; ++u)
+      for (int g = 0; g < gates; ++g) {
+        const T* in = weight + (g * units + u) * k_size;
+        for (int64_t p = from; p < min(from + together, last); ++p)
+          store<T>(packed + ((p * units + u) * gates + g) * width,
+                   load_part(in + p * width, min(width, k_size - p * width)));
+      }
 }
 
 }  // namespace

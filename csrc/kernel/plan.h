@@ -98,12 +98,13 @@ inline Part make_part(const Team& team, const Extent& e, int64_t weight_bytes, i
           team.rank == 0};
 }
 
-// Sleeping workers take some 40 us to begin, and several threads need a barrier in every step. With less work (fused
-// multiply-adds) than this in the pass, or in a step for each thread, fewer are faster. Where few rows share the
-// weights of a step, reading these takes longer than the multiply-adds, and counts as more of them. A negative number
-// is not up for discussion.
-inline int useful_threads(int threads, int64_t products_per_step, int64_t batch, int64_t steps) {
-  constexpr int64_t per_step = 70000, per_pass = 4000000;  // 90 us
+// Sleeping workers take some 40 us to begin, where calls follow upon each other a microsecond, and several threads need
+// a barrier in every step. With less work (fused multiply-adds) than this in the pass, or in a step for each thread,
+// fewer are faster. Where few rows share the weights of a step, reading these takes longer than the multiply-adds, and
+// counts as more of them. A negative number is not up for discussion.
+inline int useful_threads(int threads, int64_t products_per_step, int64_t batch, int64_t steps, bool in_succession) {
+  constexpr int64_t per_step = 70000;
+  const int64_t per_pass = in_succession ? 600000 : 6000000;  // 12 us, 130 us
   if (threads < 0) return -threads;
   const int64_t work = products_per_step + products_per_step / max(1, batch) * 8 / 5;
   if (threads <= 1 || work * steps < per_pass) return 1;
