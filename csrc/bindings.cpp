@@ -141,9 +141,11 @@ py::list available_isas() {
   return found;
 }
 
-// The best table, or the one RNNFAST_ISA names, for "".
-const rf::KernelTable& table_named(const std::string& isa) {
-  const rf::KernelTable* table = isa.empty() ? rf::default_isa() : rf::find_isa(isa.c_str());
+// The best table, of a layer where there is one, or the one RNNFAST_ISA names, for "".
+const rf::KernelTable& table_named(const std::string& isa, const rf::Spec* spec = nullptr) {
+  const rf::KernelTable* table = !isa.empty() ? rf::find_isa(isa.c_str())
+                                 : spec       ? rf::default_isa(*spec)
+                                              : rf::default_isa();
   if (table) return *table;
   const char* variable = std::getenv("RNNFAST_ISA");
   const std::string asked =
@@ -420,7 +422,8 @@ struct Packed {
   const rf::KernelTable& table;
   rf::Memory bytes;
 
-  Packed(const Spec& spec_, const py::sequence& arrays, const std::string& isa) : spec(spec_), table(table_named(isa)) {
+  Packed(const Spec& spec_, const py::sequence& arrays, const std::string& isa)
+      : spec(spec_), table(table_named(isa, &spec)) {
     const auto weights = per_cell<rf::Weights>(spec, arrays, input);
     if (!spec.hidden_size) return;  // here and below: nothing to compute, so no kernel is asked
     bytes.allocate(rf::packed_bytes(table, spec));
@@ -619,7 +622,7 @@ class Pass {
       table_ = &packed.table;
       call_.packed = packed.bytes.data();
     } else {
-      table_ = &table_named(isa);
+      table_ = &table_named(isa, &spec_);
       weights_ = per_cell<rf::Weights>(spec_, weights.cast<py::sequence>(), input);
       call_.weights = weights_.data();
     }
@@ -721,7 +724,7 @@ class TensorPass {
       : spec_(spec),
         rows_(packed, steps, batch),
         weights_(per_cell<rf::Weights>(spec_, weights)),
-        table_(table_named(isa)) {
+        table_(table_named(isa, &spec_)) {
     get_backend();  // as in Pass
     call_.spec = spec_;
     call_.steps = steps;
@@ -778,7 +781,7 @@ size_t tape_nbytes(const Spec& spec, int64_t steps, int64_t batch, const std::st
   call.spec = spec;
   call.steps = steps;
   call.batch = batch;
-  return spec.hidden_size ? rf::tape_bytes(table_named(isa), call) : 0;
+  return spec.hidden_size ? rf::tape_bytes(table_named(isa, &spec), call) : 0;
 }
 
 // Bytes at an address that a tape may have, on huge pages where it is large.

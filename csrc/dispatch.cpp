@@ -9,6 +9,10 @@
 #include <string>
 #include <utility>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "memory.h"
 #include "rnnfast.h"
 
@@ -35,8 +39,15 @@ bool supports_x86_64_v4() {
   return supports_x86_64_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+// Whether AVX-512 instructions run as two halves, and so no faster than AVX2's: on AMD's family 19h (Zen 4).
+bool halves_vectors() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!supports_x86_64_v4() || !__builtin_cpu_is("amd") || !__get_cpuid(1, &a, &b, &c, &d)) return false;
+  return (a >> 8 & 0xf) + (a >> 20 & 0xff) == 0x19;
+}
 #elif defined(__aarch64__)
 bool supports_neon() { return true; }  // part of the architecture
+bool halves_vectors() { return false; }
 #endif
 
 struct Isa {
@@ -224,6 +235,22 @@ const KernelTable* default_isa() {
     if (isa.supported()) return isa.table();
   }
   return nullptr;
+}
+
+const KernelTable* default_isa(const Spec& spec) {
+  const KernelTable* const wide = default_isa();
+  const char* wanted = std::getenv("RNNFAST_ISA");
+  if (!wide || (wanted && *wanted) || !halves_vectors()) return wide;
+  const KernelTable* const narrow = find_isa("x86_64_v3");
+  const auto lanes = [&](const KernelTable& table) {
+    const int64_t width = table.vector_bytes / (spec.dtype == Dtype::float32 ? 4 : 8);
+    int64_t sum = 0;
+    for (int64_t l = 0; l < spec.num_layers; ++l) sum += (units_of(spec, l) + width - 1) / width * width;
+    return sum;
+  };
+  // Measured: what fewer registers cost, which is more where there is only one gate.
+  const int64_t percent = spec.cell == Cell::rnn ? 60 : 92;
+  return lanes(*narrow) * 100 <= lanes(*wide) * percent ? narrow : wide;
 }
 
 size_t packed_bytes(const KernelTable& table, const Spec& spec) {

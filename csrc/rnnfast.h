@@ -198,6 +198,8 @@ const KernelTable* find_isa(const char* name);
 int available_isas(const char* names[], int capacity);
 // The best one, or the one that RNNFAST_ISA names. Null where that name is unknown or unsupported.
 const KernelTable* default_isa();
+// The same for a layer: where vectors of half the width are as fast, they are taken if fewer of their lanes are empty.
+const KernelTable* default_isa(const Spec&);
 
 // --- passes (dispatch.cpp) ---
 // Preconditions are those in the structs; sizes are not negative and T*B*max(I, 4*H, D*H)*8 fits an int64_t.

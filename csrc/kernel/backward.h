@@ -959,10 +959,9 @@ template <class C, class T> class BackwardPass {
 
   // Whether the weight gradients are one block's, and of so few rows that packing would take longer than the products.
   bool few_rows() const {
-    constexpr int64_t most =
-        registers == 32 ? 192 : 12;  // with AVX2 16 rows are slower, where with AVX-512 all blocks gain
-    return !kept_small<T> && pass_.steps > 0 && pass_.steps <= block_ && pass_.steps * pass_.batch <= most &&
-           pass_.batch > 0 && !splits() && !projects() && !pass_.recurrent_masks;
+    constexpr int64_t most = registers == 32 ? 192 : 12;  // a block has as many; with AVX2 16 are slower
+    const int64_t rows = pass_.steps * pass_.batch;
+    return !kept_small<T> && rows > 0 && rows <= most && !splits() && !projects() && !pass_.recurrent_masks;
   }
 
   RNNFAST_ONCE void products_of_few(const Layer& layer, const Scratch& s, const Team& team, int64_t count,
