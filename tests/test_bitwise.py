@@ -130,6 +130,17 @@ def assert_same_for(settings: Iterable[tuple[str, int]], problem: Problem, where
 # --- how it is computed: instruction sets and threads ---
 
 
+@each_kind
+def test_the_instruction_set_that_is_chosen_for_a_layer_changes_nothing(kind: str) -> None:
+    best = rf.show_config(mode="dicts")["isa"]
+    for H in (1, 8, 9, 24, 40, 64):
+        problem = Problem(kind, "float32", 5, 3, 7, H)
+        results = problem.results()
+        with rf.use_isa(best):
+            assert problem.layer.freeze().isa == best
+            assert_same_results(problem.results(), results, f"H={H}")
+
+
 @pytest.mark.parametrize("H", [5, 16, 33, 130])
 @each_dtype
 @each_kind

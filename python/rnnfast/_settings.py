@@ -61,7 +61,8 @@ def available_isas() -> list[str]:
 
 def isa() -> str:
     """Name of the instruction set that calls made here use: that of `use_isa`, else of the environment variable
-    `RNNFAST_ISA`, else the best one. A frozen layer stays with the one that it was frozen with.
+    `RNNFAST_ISA`, else the best one; left to itself, a layer may take a narrower one that is faster for its size, with
+    the same bits. A frozen layer stays with the one that it was frozen with (`isa`).
 
     Raises ValueError if `RNNFAST_ISA` names one that is not available.
     """
