@@ -525,6 +525,7 @@ struct Packed {
 // --- a pass over sequences ---
 
 rf::Spare spare_tape;
+alignas(64) char no_bytes[64];  // a tape of none is one all the same
 
 class Pass {
  public:
@@ -559,8 +560,8 @@ class Pass {
     if (!train) return;
     require_masks();
     tape_nbytes_ = spec_.hidden_size ? rf::tape_bytes(*table_, call_) : 0;
-    tape_ = spare_tape.take(tape_nbytes_, tape_nbytes_ + tape_nbytes_ / 4);
-    call_.tape = tape_->data();
+    if (tape_nbytes_) tape_ = spare_tape.take(tape_nbytes_, tape_nbytes_ + tape_nbytes_ / 4);
+    call_.tape = tape_ ? tape_->data() : no_bytes;
   }
   ~Pass() { spare_tape.leave(std::move(tape_)); }
   Pass(const Pass&) = delete;
@@ -724,7 +725,7 @@ class TensorPass {
       : spec_(spec),
         rows_(packed, steps, batch),
         weights_(per_cell<rf::Weights>(spec_, weights)),
-        table_(table_named(isa, &spec_)) {
+        table_(table_named(isa)) {
     get_backend();  // as in Pass
     call_.spec = spec_;
     call_.steps = steps;
@@ -741,8 +742,7 @@ class TensorPass {
     call_.seed = seed;
     call_.threads = threads_or_default(threads);
     call_.interrupted = ask_python;
-    alignas(64) static char no_bytes;  // a tape of none is one all the same
-    call_.tape = tape.first ? at<void*>(tape.first) : &no_bytes;
+    call_.tape = tape.first ? at<void*>(tape.first) : no_bytes;
     if (tape.second < (spec_.hidden_size ? rf::tape_bytes(table_, call_) : 0))
       throw py::value_error("the tape is too small");
   }
@@ -781,7 +781,7 @@ size_t tape_nbytes(const Spec& spec, int64_t steps, int64_t batch, const std::st
   call.spec = spec;
   call.steps = steps;
   call.batch = batch;
-  return spec.hidden_size ? rf::tape_bytes(table_named(isa, &spec), call) : 0;
+  return spec.hidden_size ? rf::tape_bytes(table_named(isa), call) : 0;
 }
 
 // Bytes at an address that a tape may have, on huge pages where it is large.

@@ -1,5 +1,6 @@
 // Chooses an instruction set, checks what a caller hands over, and calls the kernels with scratch memory.
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -41,9 +42,14 @@ bool supports_x86_64_v4() {
 }
 // Whether AVX-512 instructions run as two halves, and so no faster than AVX2's: on AMD's family 19h (Zen 4).
 bool halves_vectors() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (!supports_x86_64_v4() || !__builtin_cpu_is("amd") || !__get_cpuid(1, &a, &b, &c, &d)) return false;
-  return (a >> 8 & 0xf) + (a >> 20 & 0xff) == 0x19;
+  if (!supports_x86_64_v4() || !__builtin_cpu_is("amd")) return false;
+  static std::atomic<unsigned> known{0};  // asking takes microseconds in a virtual machine
+  unsigned family = known.load(std::memory_order_relaxed), a = 0, b = 0, c = 0, d = 0;
+  if (family) return family == 0x19;
+  __get_cpuid(1, &a, &b, &c, &d);
+  family = (a >> 8 & 0xf) + (a >> 20 & 0xff);
+  known.store(family, std::memory_order_relaxed);
+  return family == 0x19;
 }
 #elif defined(__aarch64__)
 bool supports_neon() { return true; }  // part of the architecture
@@ -238,6 +244,7 @@ const KernelTable* default_isa() {
 }
 
 const KernelTable* default_isa(const Spec& spec) {
+  check(spec);
   const KernelTable* const wide = default_isa();
   const char* wanted = std::getenv("RNNFAST_ISA");
   if (!wide || (wanted && *wanted) || !halves_vectors()) return wide;

@@ -11,6 +11,14 @@
 #include <memory>
 #include <new>
 
+#if defined(__SANITIZE_ADDRESS__)  // GCC
+#define RNNFAST_SANITIZES_ADDRESSES true
+#elif defined(__has_feature)  // Clang
+#define RNNFAST_SANITIZES_ADDRESSES __has_feature(address_sanitizer)
+#else
+#define RNNFAST_SANITIZES_ADDRESSES false
+#endif
+
 namespace rnnfast {
 
 // A block aligned to a cache line. Large blocks are aligned to, and asked for in, huge pages: with small ones a pass of
@@ -64,11 +72,8 @@ class Spare {
 
  private:
   static constexpr size_t most_kept = size_t{64} << 20;
-#if defined(__SANITIZE_ADDRESS__)
-  static constexpr bool reuses = false;  // so that what is used after its end is seen
-#else
-  static constexpr bool reuses = true;
-#endif
+  // A sanitizer shall see what is used after its end.
+  static constexpr bool reuses = !RNNFAST_SANITIZES_ADDRESSES;
   std::atomic<Memory*> kept_{nullptr};  // given back when the process ends
 };
 

@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <climits>
@@ -57,10 +58,11 @@ void after_fork_in_child() {
 
 // --- calls that follow upon each other ---
 
-// Of any threads and layers: where several take turns, each call follows upon another's.
 std::atomic<int64_t> last_end{0};  // in ns
 std::atomic<int> following{0};     // calls in a row
+std::atomic<int> running{0};       // calls
 constexpr int enough = 16;
+constexpr int64_t longest_pause = 20000;
 
 int64_t now() {
   timespec time;
@@ -69,6 +71,10 @@ int64_t now() {
 }
 
 bool in_succession() { return following.load(std::memory_order_relaxed) >= enough; }
+// Whether it is long since then, and since a call ended.
+bool paused(int64_t since = 0) {
+  return now() - std::max(since, last_end.load(std::memory_order_relaxed)) > longest_pause;
+}
 
 // --- the pool ---
 
@@ -86,11 +92,17 @@ class Event {
     }
   }
 
-  void wait(uint32_t seen, int spins) {
+  // Whether it was raised meanwhile.
+  bool spin(uint32_t seen, int spins) const {
     for (int i = 0; i < spins; ++i) {
-      if (value() != seen) return;
+      if (value() != seen) return true;
       pause_core();
     }
+    return false;
+  }
+
+  void wait(uint32_t seen, int spins) {
+    if (spin(seen, spins)) return;
     std::unique_lock<std::mutex> lock(mutex_);
     asleep_.store(true);
     wake_.wait(lock, [&] { return value_.load() != seen; });
@@ -180,8 +192,6 @@ class Pool {
   // An idle worker spins only this long, because the next to need its core is often another library's thread: beside
   // NumPy's OpenBLAS, workers that spin for milliseconds, as libgomp's do, make a matmul 26 to 40 times slower.
   static constexpr int worker_spins = 200;
-  // Between calls that follow upon each other, as long as the longest pause between two of them, some 20 us.
-  static constexpr int longer_spins = 2000;
   // The caller is in the middle of its work and its threads finish at about the same time.
   static constexpr int caller_spins = 2000;
 
@@ -216,7 +226,10 @@ class Pool {
     inside_region = true;  // a worker runs nothing but regions
     thread_[id - 1].store(current_thread(), std::memory_order_relaxed);
     for (uint32_t seen = 0;; ++seen) {
-      start->wait(seen, in_succession() ? longer_spins : worker_spins);
+      const int64_t since = now();
+      while (in_succession() && !paused(since) && !start->spin(seen, worker_spins)) {
+      }
+      start->wait(seen, worker_spins);
       task_(context_, id, count_);
       if (unfinished_.fetch_sub(1) == 1) done_.raise();
     }
@@ -409,14 +422,16 @@ void parallel(int threads, Task task, void* context) {
 bool in_parallel() { return inside_region; }
 
 bool begin_call() {
-  constexpr int64_t longest_pause = 20000;
-  const bool follows = now() - last_end.load(std::memory_order_relaxed) < longest_pause;
+  const bool alone = running.fetch_add(1, std::memory_order_relaxed) == 0;
   const int before = following.load(std::memory_order_relaxed);
-  following.store(follows ? before + (before < enough) : 0, std::memory_order_relaxed);
+  following.store(alone && !paused() ? before + (before < enough) : 0, std::memory_order_relaxed);
   return in_succession();
 }
 
-void end_call() { last_end.store(now(), std::memory_order_relaxed); }
+void end_call() {
+  last_end.store(now(), std::memory_order_relaxed);
+  running.fetch_sub(1, std::memory_order_relaxed);
+}
 
 int get_num_threads(int otherwise) {
   int threads = chosen_threads.load(std::memory_order_relaxed);

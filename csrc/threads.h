@@ -36,9 +36,9 @@ const char* get_backend();
 bool set_backend(const char* name);  // null returns to the default; false, and no change, where there is no such one
 const char* available_backends();    // for messages: "openmp, pool" or "pool"
 
-// Calls that follow upon each other so closely, and have done so for so long, that their threads stay awake between
-// them: then less work is worth a second thread. For calls that may use several; begin_call() says whether this is one
-// of those.
+// Calls of one thread that follow upon each other so closely, and have done so for so long, that the workers stay awake
+// between them: then less work is worth a second one. For calls that may use several; begin_call() says whether this is
+// one of those. Each is ended by the thread that began it.
 bool begin_call();
 void end_call();
 

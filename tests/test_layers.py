@@ -551,7 +551,8 @@ def test_repr_is_torchs(cell: Any) -> None:
 
 def test_repr_shows_what_torchs_does_not() -> None:
     assert repr(rf.RNN(3, 4, nonlinearity="relu", dtype="float64")) == "RNN(3, 4, nonlinearity='relu', dtype='float64')"
-    assert repr(rf.GRU(3, 4).freeze()) == f"Frozen(GRU(3, 4), isa='{rf.isa()}')"
+    frozen = rf.GRU(3, 4).freeze()
+    assert repr(frozen) == f"Frozen(GRU(3, 4), isa='{frozen.isa}')"
     assert repr(rf.GRU(3, 4).freeze().stream(2)) == "Stream of GRU(3, 4), batch_size=2"
 
 

@@ -50,7 +50,7 @@ def backends() -> list[str]:
     return ["pool", "openmp"] if rf.show_config(mode="dicts")["openmp"] else ["pool"]
 
 
-# Steps of half the work that is worth waking a thread for; how many threads there are tells whether one was woken.
+# Steps of less than half the work that is worth waking a thread for; the number of threads tells whether one was woken.
 SUCCESSION = """
 import os, time
 frozen = rf.GRU(256, 256, seed=0).freeze()

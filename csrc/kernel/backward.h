@@ -181,7 +181,6 @@ template <class C, class T> class BackwardPass {
     block_rows_ = block_ * pass_.batch;
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
     out_rows_ = arena_.template take<T*>(threads_ * apart(block_rows_));
-    operands_ = arena_.template take<const T*>(threads_ * apart(block_rows_));
     for (int64_t d = 0; d < directions; ++d) scratch_[d] = Scratch(arena_, pass_, block_rows_, rebuilds(), threads_);
     if (directions == 2 && (spec_.num_layers > 1 || call.grad_x.data))
       d_x_reverse_ = arena_.template take<T>(sequence_rows * most.inputs);
@@ -338,7 +337,7 @@ template <class C, class T> class BackwardPass {
       for (int64_t s = last - 1; s >= first; --s) step(layer, scratch, part, numbers, s, out_rows);
       team.wait();
       if (layer.gradients && few_rows()) {
-        if constexpr (!kept_small<T>) products_of_few(layer, scratch, team, count, operands_ + id * apart(block_rows_));
+        if constexpr (!kept_small<T>) products_of_few(layer, scratch, team, count, const_cast<const T**>(out_rows));
       } else if (layer.gradients) {
         pack_operands(layer, scratch, team, count);
         team.wait();
@@ -964,8 +963,8 @@ template <class C, class T> class BackwardPass {
     return !kept_small<T> && rows > 0 && rows <= most && !splits() && !projects() && !pass_.recurrent_masks;
   }
 
-  RNNFAST_ONCE void products_of_few(const Layer& layer, const Scratch& s, const Team& team, int64_t count,
-                                    const T** operand) const {
+  RNNFAST_NOINLINE void products_of_few(const Layer& layer, const Scratch& s, const Team& team, int64_t count,
+                                        const T** operand) const {
     const Sizes& n = layer.n;
     const Range own = share(n.panels, team.rank, team.size);
     for (int of_h = 0; of_h < 2; ++of_h) {
@@ -1054,8 +1053,7 @@ template <class C, class T> class BackwardPass {
   int threads_;
   Meeting* meetings_;
   Interrupt interrupt_;
-  T** out_rows_;        // for each thread
-  const T** operands_;  // the same
+  T** out_rows_;  // for each thread
   Scratch scratch_[2];
   T *d_x_reverse_ = nullptr, *d_between_[2] = {}, *masked_ = nullptr;
 };

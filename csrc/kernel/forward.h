@@ -599,7 +599,7 @@ template <class C, class T> class ForwardPass {
   }
 
   // Projection: h = W_hr m, once every unit's m = o * tanh(c) is known.
-  RNNFAST_ONCE void project(const Step& step) const {
+  RNNFAST_NOINLINE void project(const Step& step) const {
     const Layer& layer = step.layer;
     step.part.wait();
     products<1>(step, layer.weights.hr, layer.n.units, step.part.outputs,

@@ -104,7 +104,8 @@ inline Part make_part(const Team& team, const Extent& e, int64_t weight_bytes, i
 // counts as more of them. A negative number is not up for discussion.
 inline int useful_threads(int threads, int64_t products_per_step, int64_t batch, int64_t steps, bool in_succession) {
   constexpr int64_t per_step = 70000;
-  const int64_t per_pass = in_succession ? 600000 : 6000000;  // 12 us, 130 us
+  // 12, 90 and 130 us: single steps come after a pause, from which threads wake more slowly.
+  const int64_t per_pass = in_succession ? 600000 : steps > 1 ? 4000000 : 6000000;
   if (threads < 0) return -threads;
   const int64_t work = products_per_step + products_per_step / max(1, batch) * 8 / 5;
   if (threads <= 1 || work * steps < per_pass) return 1;

@@ -155,7 +155,13 @@ template <class T> RNNFAST_INLINE void store_part(T* p, vec<T> v, int64_t n) {
 
 // No instruction. Between the parts of an unrolled loop it keeps GCC from moving sums from register to register, and to
 // memory.
-template <class V> RNNFAST_INLINE void stay_in_register(V& v) { asm("" : "+v"(v)); }
+template <class V> RNNFAST_INLINE void stay_in_register(V& v) {
+#if defined(__aarch64__)
+  asm("" : "+w"(v));
+#else
+  asm("" : "+v"(v));
+#endif
+}
 
 // --- several vectors side by side ---
 
