@@ -18,6 +18,9 @@ NEAR_LIMIT = 0.9  # a fraction of the limit from which on the machine is the ans
 BUSY = 0.1  # cores used by other programs, from which on a measurement is doubtful
 
 
+DRAWN = "drawn: "
+
+
 @dataclass(frozen=True, eq=False)
 class Row:
     """One case with one number of threads. A ratio is another's time over ours: above 1 we are faster."""
@@ -33,7 +36,8 @@ class Row:
 
     @property
     def regime(self) -> str:
-        return regime(self.case)
+        """Random shapes are a kind of their own: no mean and no goal takes them together with those of a grid."""
+        return DRAWN * ("random" in self.case.group) + regime(self.case)
 
     @property
     def ours(self) -> float:
@@ -131,7 +135,7 @@ def by_regime(rows: Iterable[Row]) -> dict[tuple[str, str, int], list[Row]]:
     groups: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.regime, row.case.cell, row.threads].append(row)
-    order = {name: number for number, name in enumerate(REGIMES)}
+    order = {name: number for number, name in enumerate([*REGIMES, *(DRAWN + name for name in REGIMES)])}
     return dict(
         sorted(groups.items(), key=lambda item: (item[0][2], order.get(item[0][0], 99), CELLS.index(item[0][1])))
     )
