@@ -12,11 +12,11 @@
 #include <new>
 
 #if defined(__SANITIZE_ADDRESS__)  // GCC
-#define RNNFAST_SANITIZES_ADDRESSES true
+#define RNNFAST_SANITIZES_ADDRESSES
 #elif defined(__has_feature)  // Clang
-#define RNNFAST_SANITIZES_ADDRESSES __has_feature(address_sanitizer)
-#else
-#define RNNFAST_SANITIZES_ADDRESSES false
+#if __has_feature(address_sanitizer)
+#define RNNFAST_SANITIZES_ADDRESSES
+#endif
 #endif
 
 namespace rnnfast {
@@ -72,8 +72,11 @@ class Spare {
 
  private:
   static constexpr size_t most_kept = size_t{64} << 20;
-  // A sanitizer shall see what is used after its end.
-  static constexpr bool reuses = !RNNFAST_SANITIZES_ADDRESSES;
+#if defined(RNNFAST_SANITIZES_ADDRESSES)
+  static constexpr bool reuses = false;  // so that what is used after its end is seen
+#else
+  static constexpr bool reuses = true;
+#endif
   std::atomic<Memory*> kept_{nullptr};  // given back when the process ends
 };
 

@@ -13,6 +13,10 @@ import pytest
 
 import rnnfast as rf
 
+needs_mallinfo = pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library tells nothing of its heap"
+)
+
 
 def run(code: str, *arguments: str) -> str:
     done = subprocess.run(
@@ -82,7 +86,7 @@ print(in_use() - before)
 
 
 @pytest.mark.usefixtures("plain_memory")
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library tells nothing of its heap")
+@needs_mallinfo
 def test_nothing_grows_over_a_hundred_thousand_calls_of_varying_shapes() -> None:
     assert int(run(GROWTH)) < 1 << 20
 
@@ -109,7 +113,7 @@ print(size, once, twice, in_use() - before)
 
 
 @pytest.mark.usefixtures("plain_memory")
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library tells nothing of its heap")
+@needs_mallinfo
 def test_a_call_leaves_its_memory_for_the_next_one_but_no_more_than_promised() -> None:
     tape, once, twice, large = map(int, run(LEFT).split())
     assert tape + (2 << 20) < once < 128 << 20  # the tape, and scratch memory that holds the weights

@@ -598,6 +598,8 @@ template <class C, class T> class ForwardPass {
     store_part(row.y + unit, h, valid);
   }
 
+  // These are not inlined for the size of the wheel; they are no slower by more than 1 %.
+
   // Projection: h = W_hr m, once every unit's m = o * tanh(c) is known.
   RNNFAST_NOINLINE void project(const Step& step) const {
     const Layer& layer = step.layer;

@@ -16,9 +16,7 @@ from .limits import Bound, Limits
 
 NEAR_LIMIT = 0.9  # a fraction of the limit from which on the machine is the answer
 BUSY = 0.1  # cores used by other programs, from which on a measurement is doubtful
-
-
-DRAWN = "drawn: "
+DRAWN = "drawn: "  # before the regime of a random shape
 
 
 @dataclass(frozen=True, eq=False)
