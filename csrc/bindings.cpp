@@ -217,6 +217,8 @@ py::dtype numpy_dtype(rf::Dtype type) {
   return type == rf::Dtype::float32 ? py::dtype::of<float>() : py::dtype::of<double>();
 }
 
+bool is_exact_array(py::handle object) { return Py_TYPE(object.ptr()) == npy_api::get().PyArray_Type_; }
+
 bool has_dtype(const py::array& a, const py::dtype& type) {
   PyObject* descr = py::detail::array_proxy(a.ptr())->descr;
   return descr == type.ptr() || npy_api::get().PyArray_EquivTypes_(descr, type.ptr());
@@ -799,8 +801,14 @@ py::array new_tape(size_t bytes) {
 // runs the kernel.
 class Stream {
  public:
-  Stream(const Spec& spec, const py::object& packed, const py::array& h, const py::object& c)
-      : spec_(spec), objects_(py::make_tuple(packed, h, c)), type_(numpy_dtype(spec.dtype)) {
+  // `as_array` makes an array of what is none; `threads` is a context variable, 0 for the process's number.
+  Stream(const Spec& spec, const py::object& packed, const py::array& h, const py::object& c, py::object as_array,
+         py::object threads)
+      : spec_(spec),
+        objects_(py::make_tuple(packed, h, c)),
+        type_(numpy_dtype(spec.dtype)),
+        as_array_(std::move(as_array)),
+        context_threads_(std::move(threads)) {
     const auto& weights = packed.cast<const Packed&>();
     if (!same(weights.spec, spec)) throw py::value_error("the weights were packed for another layer");
     if (spec.num_directions != 1) throw py::value_error("a bidirectional layer has no stream");
@@ -819,10 +827,12 @@ class Stream {
     set_threads(1);
   }
 
-  py::object step(py::handle x, py::handle out, int threads) {
+  py::object step(py::handle x, py::handle out) {
+    py::object converted;
+    if (!is_exact_array(x)) converted = as_array_("x_t", x);
     const Occupied occupied(busy_);
-    set_threads(work_ < worth_sharing ? 1 : threads_or_default(threads));
-    const int ndim = set_input(x);
+    set_threads(work_ < worth_sharing ? 1 : wanted_threads());
+    const int ndim = set_input(converted ? converted : x);
     py::object y = out.is_none() ? new_output(ndim) : checked_output(out, ndim);
     avoid_overlap();
     run();
@@ -844,6 +854,12 @@ class Stream {
   // Below this work of a step, about 1 us, no second thread can help, and asking the environment how many there may be
   // would cost a sixth of it.
   static constexpr int64_t worth_sharing = 1 << 15;
+
+  int wanted_threads() const {
+    PyObject* value = nullptr;
+    if (PyContextVar_Get(context_threads_.ptr(), nullptr, &value)) throw py::error_already_set();
+    return threads_or_default(py::reinterpret_steal<py::object>(value).cast<int>());
+  }
 
   // [L, B, S] and [L, B, H]; where layers have sizes of their own, all elements in one axis.
   void set_state(const py::array& h, const py::object& c) {
@@ -870,6 +886,7 @@ class Stream {
     if (threads == call_.threads && scratch_.data()) return;
     call_.threads = threads;
     call_.in_succession = true;  // when more threads may be used, and no less memory
+    prepared_ = false;
     scratch_.allocate(call_.spec.hidden_size ? entry_->forward_scratch(call_) : 0);
   }
 
@@ -943,12 +960,15 @@ class Stream {
 
   void run() {
     if (!call_.spec.hidden_size) return;
+    const bool prepared_for = call_.in_succession;
     const Running running(call_, work_);
+    if (!prepared_ || call_.in_succession != prepared_for) entry_->prepare_forward(call_, scratch_.data());
+    prepared_ = true;
     call_.back = !call_.back;  // see Forward::back
     if (work_ < worth_releasing) {
-      entry_->forward(call_, scratch_.data());
+      entry_->forward(scratch_.data());
     } else {
-      without_gil([&] { entry_->forward(call_, scratch_.data()); });
+      without_gil([&] { entry_->forward(scratch_.data()); });
     }
   }
 
@@ -957,11 +977,56 @@ class Stream {
   int64_t outputs_ = 0;  // S of the last layer
   const rf::KernelTable::Entry* entry_ = nullptr;
   rf::Memory scratch_, x_copy_;
+  bool prepared_ = false;
   int64_t work_ = 0;
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
   py::tuple objects_;  // keeps alive the weights and the state
   py::dtype type_;
+  py::object as_array_, context_threads_;
 };
+
+// The method Stream.step as Python's C API has it: through pybind11 and a function in Python a call took 250 ns more,
+// as long as a whole step of a small layer.
+PyObject* step(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* keywords) {
+  try {
+    PyObject* given[2] = {nullptr, Py_None};  // x_t, out
+    if (count > 2) throw py::type_error("step() takes x_t and out, got " + std::to_string(count) + " arguments");
+    std::copy_n(args, count, given);
+    for (Py_ssize_t i = 0; keywords && i < PyTuple_GET_SIZE(keywords); ++i) {
+      PyObject* const name = PyTuple_GET_ITEM(keywords, i);
+      const bool is_out = PyUnicode_CompareWithASCIIString(name, "out") == 0;
+      if (!is_out && PyUnicode_CompareWithASCIIString(name, "x_t") != 0)
+        throw py::type_error("step() got an unexpected keyword argument '" + py::cast<std::string>(name) + "'");
+      if (count > is_out)
+        throw py::type_error("step() got multiple values for argument '" + py::cast<std::string>(name) + "'");
+      given[is_out] = args[count + i];
+    }
+    if (!given[0]) throw py::type_error("step() missing its argument 'x_t'");
+    // The method's descriptor has made sure of the type of `self`.
+    void* const stream = reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder().value_ptr();
+    if (!stream) throw py::type_error("this stream was not initialized; stream() of a frozen layer makes one");
+    return static_cast<Stream*>(stream)->step(given[0], given[1]).release().ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (...) {
+    py::detail::try_translate_exceptions();
+  }
+  return nullptr;
+}
+
+PyMethodDef step_method = {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)),
+                           METH_FASTCALL | METH_KEYWORDS,
+                           R"(step($self, x_t, out=None)
+--
+
+Takes one step of every sequence and returns the last layer's h.
+
+x_t: [B, I], or [I] with batch_size 1, of the layer's dtype. A strided or misaligned array is copied.
+out: [B, H], or [H] where x_t is [I]: receives the result, and then nothing is allocated. C-contiguous and
+    writable; it may be x_t itself.
+
+Raises ValueError for wrong shapes and a read-only or strided `out`, TypeError for wrong dtypes and types,
+RuntimeError if another thread is inside `step` of the same stream.)"};
 
 // --- for tests and measurements ---
 
@@ -1047,10 +1112,12 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def("forward", &TensorPass::forward)
       .def("backward", &TensorPass::backward, "grad_y"_a, "grad_last"_a, "grad_x"_a, "grad_start"_a, "grad_weights"_a);
 
-  py::class_<Stream>(m, "Stream")
-      .def(py::init<const Spec&, const py::object&, const py::array&, const py::object&>(), "spec"_a, "packed"_a, "h"_a,
-           "c"_a)
-      .def("step", &Stream::step, "x"_a, "out"_a, "threads"_a);
+  py::class_<Stream> stream(m, "Stream");
+  stream.def(py::init<const Spec&, const py::object&, const py::array&, const py::object&, const py::object&,
+                      const py::object&>(),
+             "spec"_a, "packed"_a, "h"_a, "c"_a, "as_array"_a, "threads"_a);
+  stream.attr("step") =
+      py::reinterpret_steal<py::object>(PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(stream.ptr()), &step_method));
 
   m.def("tape_nbytes", &tape_nbytes, "spec"_a, "steps"_a, "batch"_a, "isa"_a);
   m.def("new_tape", &new_tape, "nbytes"_a);

@@ -281,7 +281,8 @@ bool forward(const KernelTable& table, const Forward& pass) {
   check(pass);
   const KernelTable::Entry& kernels = entry(table, pass.spec);
   Scratch scratch(kernels.forward_scratch(pass));
-  return kernels.forward(pass, scratch.data());
+  kernels.prepare_forward(pass, scratch.data());
+  return kernels.forward(scratch.data());
 }
 
 bool backward(const KernelTable& table, const Backward& call) {

@@ -27,7 +27,8 @@ template <class C, class T> constexpr KernelTable::Entry entry() {
         return Tape<C, T>(sizes, Schedule(none, sizes).total(), is_general(sizes.spec)).bytes();
       },
       [](const Forward& pass) { return ForwardPass<C, T>(pass, nullptr).scratch_bytes(); },
-      [](const Forward& pass, void* scratch) { return ForwardPass<C, T>(pass, scratch).run(); },
+      [](const Forward& pass, void* scratch) { ForwardPass<C, T>::prepare(pass, scratch); },
+      [](void* scratch) { return static_cast<ForwardPass<C, T>*>(scratch)->run(); },
       [](const Backward& call) { return BackwardPass<C, T>(call, nullptr).scratch_bytes(); },
       [](const Backward& call, void* scratch) { return BackwardPass<C, T>(call, scratch).run(); },
   };

@@ -173,7 +173,10 @@ struct KernelTable {
     void (*pack)(const Spec&, const Weights*, void* packed);
     size_t (*tape_bytes)(const Forward&);
     size_t (*forward_scratch)(const Forward&);
-    bool (*forward)(const Forward&, void* scratch);
+    // Afterwards forward() runs the call as often as wanted. In between may change where x and y are, the values that
+    // all arrays hold, and `back`.
+    void (*prepare_forward)(const Forward&, void* scratch);
+    bool (*forward)(void* scratch);
     size_t (*backward_scratch)(const Backward&);
     bool (*backward)(const Backward&, void* scratch);
   };

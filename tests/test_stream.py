@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import re
 import threading
 import tracemalloc
@@ -300,6 +302,44 @@ def test_a_wrong_step_is_refused_and_changes_nothing(cell: Any, case: str) -> No
         stream.step(*arguments)
     assert_same(stream.state, before)
     stream.step(x_ok)
+
+
+CALL_ERRORS = {
+    "nothing": (lambda step: step(), "missing its argument 'x_t'"),
+    "out alone": (lambda step: step(out=out_ok), "missing its argument 'x_t'"),
+    "three": (lambda step: step(x_ok, out_ok, 1), "takes x_t and out, got 3 arguments"),
+    "another name": (lambda step: step(x=x_ok), "unexpected keyword argument 'x'"),
+    "one too many names": (lambda step: step(x_ok, out_ok, threads=1), "unexpected keyword argument 'threads'"),
+    "x_t twice": (lambda step: step(x_ok, x_t=x_ok), "multiple values for argument 'x_t'"),
+    "out twice": (lambda step: step(x_ok, out_ok, out=out_ok), "multiple values for argument 'out'"),
+}
+
+
+@pytest.mark.parametrize("case", CALL_ERRORS)
+def test_step_is_called_as_its_signature_says(cell: Any, case: str) -> None:
+    call, message = CALL_ERRORS[case]
+    stream = cell(I, H, seed=0).freeze().stream(B)
+    with pytest.raises(TypeError, match=re.escape(message)):
+        call(stream.step)
+    assert str(inspect.signature(stream.step)) == "(x_t, out=None)"
+    expected = cell(I, H, seed=0).freeze().stream(B).step(x_ok)
+    assert_same(stream.step(out=out_ok, x_t=x_ok), expected)
+    assert_same(out_ok, expected)
+
+
+def test_what_is_no_stream_is_refused_and_no_crash(cell: Any) -> None:
+    class Unready(rf.Stream):
+        def __init__(self) -> None:  # without the base's
+            pass
+
+    with pytest.raises(TypeError, match="__init__"):
+        Unready()
+    with pytest.raises(TypeError, match="not initialized"):
+        rf.Stream.__new__(rf.Stream).step(x_ok)
+    with pytest.raises(TypeError, match="doesn't apply"):
+        rf.Stream.step(cell(I, H).freeze(), x_ok)
+    with pytest.raises(TypeError, match="cannot pickle"):
+        copy.copy(cell(I, H).freeze().stream())
 
 
 def test_out_has_as_many_axes_as_the_input(cell: Any) -> None:

@@ -43,7 +43,7 @@ template <class C, class T> class ForwardPass {
   ForwardPass(const Forward& pass, void* scratch)
       : pass_(pass),
         spec_(pass.spec),
-        arena_(scratch),
+        arena_(scratch, sizeof(ForwardPass)),
         schedule_(arena_, pass),
         general_(is_general(pass.spec)),
         tape_(pass, schedule_.total(), general_),
@@ -68,6 +68,8 @@ template <class C, class T> class ForwardPass {
     if (products_in_memory) take_products(most);
     if (spec_.num_layers > 1 || has_input_masks(pass_, 0)) take_sequences();
     if (!pass.packed) packed_ = arena_.template take<char>(static_cast<int64_t>(packed_bytes(spec_)));
+    layers_ = arena_.template take<Layer>(spec_.num_layers * directions);
+    if (scratch) make_layers();
   }
 
   RNNFAST_ONCE void take_products(const Sizes& most) {
@@ -93,8 +95,17 @@ template <class C, class T> class ForwardPass {
 
   size_t scratch_bytes() const { return arena_.used(); }
 
+  // To the beginning of the scratch memory, which has room for it.
+  static void prepare(const Forward& pass, void* scratch) {
+    static_assert(__is_trivially_copyable(ForwardPass), "copied as bytes, and never destroyed");
+    const ForwardPass prepared(pass, scratch);
+    memcpy(scratch, &prepared, sizeof prepared);
+  }
+
+  // As often as wanted. In between may change where x and y are, the values that all arrays hold, and `back`.
   // False: interrupted.
   bool run() {
+    renew_data();
     schedule_.build();
     for (int64_t j = 0; j < meetings_for(threads_); ++j) meetings_[j] = Meeting();
     parallel(threads_, [](void* self, int id, int count) { static_cast<ForwardPass*>(self)->thread(id, count); }, this);
@@ -143,19 +154,16 @@ template <class C, class T> class ForwardPass {
       pack(spec_, pass_.weights, packed_, id, count);
       meetings_->barrier.wait(count);
     }
-    Arena packed(pass_.packed ? const_cast<void*>(pass_.packed) : packed_);
     for (int64_t l = 0; l < spec_.num_layers; ++l) {
-      const Sizes n = sizes_of<T>(spec_, l);
       if (has_input_masks(pass_, l)) {
         apply_input_masks(pass_, schedule_, l, input(l), masked(l), share(pass_.steps, id, count));
         meetings_->barrier.wait(count);
       }
-      for (int64_t d = 0; d < spec_.num_directions; ++d) {
-        const Packed<C, T> weights(packed, spec_, n);
-        if (d < team.directions.first || d >= team.directions.last) continue;
-        const Extent extent = extent_of(n);
-        const Layer layer = make_layer(l, d, weights);
-        run_layer(layer, make_part(team, extent, extent.row_bytes * (n.outputs + n.inputs), full_rows<C::gates>), id);
+      for (int64_t d = team.directions.first; d < team.directions.last; ++d) {
+        const Layer& layer = layers_[l * spec_.num_directions + d];
+        const Extent extent = extent_of(layer.n);
+        const int64_t weight_bytes = extent.row_bytes * (layer.n.outputs + layer.n.inputs);
+        run_layer(layer, make_part(team, extent, weight_bytes, full_rows<C::gates>), id);
       }
       if (l + 1 < spec_.num_layers) meetings_->barrier.wait(count);
     }
@@ -167,6 +175,22 @@ template <class C, class T> class ForwardPass {
     if (l + 1 == spec_.num_layers) return rows_of<T>(pass_.y);
     if (pass_.tape) return tape_.output(l);
     return contiguous(between_[l % 2], pass_.batch, inputs_of(spec_, l + 1));
+  }
+
+  RNNFAST_ONCE void make_layers() {
+    void* packed = pass_.packed ? const_cast<void*>(pass_.packed) : packed_;
+    Arena arena(packed);
+    for_each_packed(spec_, arena, [&](const Packed<C, T>& weights, int64_t number) {
+      layers_[number] = make_layer(number / spec_.num_directions, number % spec_.num_directions, weights);
+    });
+  }
+
+  void renew_data() {
+    for (int64_t d = 0; d < spec_.num_directions; ++d) {
+      Layer &first = layers_[d], &last = layers_[(spec_.num_layers - 1) * spec_.num_directions + d];
+      if (!has_input_masks(pass_, 0)) first.x.data = static_cast<const T*>(pass_.x.data);
+      last.y.data = static_cast<T*>(pass_.y.data) + d * last.n.outputs;
+    }
   }
 
   Layer make_layer(int64_t l, int64_t d, const Packed<C, T>& weights) const {
@@ -751,6 +775,7 @@ template <class C, class T> class ForwardPass {
   StepRow<T>* step_rows_;   // for each thread
   const T** row_pointers_;  // for each thread
   char* packed_ = nullptr;
+  Layer* layers_;  // [L*D]
 };
 
 }  // namespace

@@ -17,22 +17,27 @@ struct Range {
 };
 
 // Part `k` of n things cut into `parts`.
-inline Range share(int64_t n, int64_t k, int64_t parts) { return {n * k / parts, n * (k + 1) / parts}; }
+inline Range share(int64_t n, int64_t k, int64_t parts) {
+  if (parts == 1) return {0, n};  // divisions take longer than all else here
+  return {n * k / parts, n * (k + 1) / parts};
+}
 
-// Hands out pieces of one block of memory. With a null base it only measures.
+// Hands out pieces of one block of memory, behind the bytes that are used already. With a null base it only measures.
 class Arena {
  public:
-  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+  explicit Arena(void* base, size_t used = 0) : base_(static_cast<char*>(base)), used_(whole_lines(used)) {}
   template <class T> T* take(int64_t count) {
     char* piece = base_ ? base_ + used_ : nullptr;
-    used_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    used_ += whole_lines(static_cast<size_t>(count) * sizeof(T));
     return reinterpret_cast<T*>(piece);
   }
   size_t used() const { return used_; }
 
  private:
+  static size_t whole_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
   char* base_;
-  size_t used_ = 0;
+  size_t used_;
 };
 
 // The rows of one step whose b is in a range.

@@ -2,11 +2,14 @@
 only keep memory safe. Arrays are C-contiguous unless said, aligned, of the dtype of the `Spec`. A layer with
 `hidden_size` 0 computes and writes nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ._check import SupportsArray
 
 Array = NDArray[Any]
 
@@ -142,11 +145,20 @@ class TensorPass:
     ) -> None: ...
 
 class Stream:
-    """One step at a time; h and c, in the form of `Pass`, are updated in place."""
+    """One step at a time; h and c, in the form of `Pass`, are updated in place. The base of `rnnfast.Stream`."""
 
-    def __init__(self, spec: Spec, packed: Packed, h: Array, c: Array | None) -> None: ...
-    # x [B, I], out [B, S], or [I] and [S] for B = 1; threads: 0 = the process's number. Words its own errors.
-    def step(self, x: Array, out: Array | None, threads: int) -> Array: ...
+    # as_array(name, value): for an x_t that is no array. threads: 0 = the process's number.
+    def __init__(
+        self,
+        spec: Spec,
+        packed: Packed,
+        h: Array,
+        c: Array | None,
+        as_array: Callable[[str, Any], Array],
+        threads: ContextVar[int],
+    ) -> None: ...
+    # x_t [B, I], out [B, S], or [I] and [S] for B = 1. Words its own errors.
+    def step(self, x_t: SupportsArray, out: Array | None = None) -> Array: ...
 
 def tape_nbytes(spec: Spec, steps: int, batch: int, isa: str) -> int: ...  # without lengths and segments
 def new_tape(nbytes: int) -> NDArray[np.uint8]: ...  # for TensorPass

@@ -7,40 +7,26 @@ from typing import Any
 import numpy as np
 
 from . import _check, _core, _settings
-from ._check import Array, SupportsArray
 from ._config import Config
 from ._states import StateForm
 
 
-class Stream:
+class Stream(_core.Stream):
     """Made by `stream()` of a frozen layer. Holds the state of `batch_size` sequences.
 
     Steps equal one call over the whole sequence, bit for bit. A stream belongs to one thread at a time; any number of
     streams may share a frozen layer.
     """
 
-    __slots__ = ("_arrays", "_config", "_engine", "_form", "batch_size")
+    __slots__ = ("_arrays", "_config", "_form", "batch_size")
 
     def __init__(self, config: Config, spec: _core.Spec, packed: _core.Packed, batch_size: int) -> None:
         self._config = config
         self.batch_size = batch_size
         self._form = StateForm(config, batch_size)
         self._arrays = self._form.new(np.zeros)  # the engine writes to them
-        self._engine = _core.Stream(spec, packed, self._arrays[0], self._arrays[1] if len(self._arrays) == 2 else None)
-
-    def step(self, x_t: SupportsArray, out: Array | None = None) -> Array:
-        """Takes one step of every sequence and returns the last layer's h.
-
-        x_t: [B, I], or [I] with batch_size 1, of the layer's dtype. A strided or misaligned array is copied.
-        out: [B, H], or [H] where x_t is [I]: receives the result, and then nothing is allocated. C-contiguous and
-            writable; it may be x_t itself.
-
-        Raises ValueError for wrong shapes and a read-only or strided `out`, TypeError for wrong dtypes and types,
-        RuntimeError if another thread is inside `step` of the same stream.
-        """
-        if type(x_t) is not np.ndarray:
-            x_t = _check.as_array("x_t", x_t)
-        return self._engine.step(x_t, out, _settings.context_threads.get())
+        h, c = self._arrays[0], self._arrays[1] if len(self._arrays) == 2 else None
+        super().__init__(spec, packed, h, c, _check.as_array, _settings.context_threads)
 
     @property
     def state(self) -> Any:

@@ -86,7 +86,8 @@ template <class T> void run_kernels(const KernelTable& table, const Case& c, Pas
     return;
   }
   const auto forward_scratch = workspace(kernels.forward_scratch(pass.forward), side, fill);
-  kernels.forward(pass.forward, forward_scratch.data());
+  kernels.prepare_forward(pass.forward, forward_scratch.data());
+  kernels.forward(forward_scratch.data());
   if (!c.trains()) return;
   tape.protect();
   const auto backward_scratch = workspace(kernels.backward_scratch(pass.backward), side, fill);
