@@ -336,9 +336,7 @@ template <class C, class T> class ForwardPass {
       for (int64_t r = 0; r < rows.count; ++r) x_rows[count++] = layer.x.at(t, rows.batch(r));
     }
     const int64_t panel_stride = part.rows.size() * block_ * C::gates * width;
-    run_tiles<C::gates>(
-        Products<C::gates, T>{x_rows, layer.weights.w, layer.n.inputs, x_part_at(layer, part, 0, 0), panel_stride},
-        count, part.panels.first, part.panels.last);
+    layer.weights.multiply(true, x_rows, count, part.panels, x_part_at(layer, part, 0, 0), panel_stride);
   }
 
   // --- one step ---
@@ -431,20 +429,17 @@ template <class C, class T> class ForwardPass {
       alignas(64) T x_sums[P * stride], h_sums[P * stride];
       const T* const operand = layer.operand + this->rows->before;
       Sums sums{{panel, panel + P}, {0, 1}, x_sums, h_sums, stride, stride};
+      const auto multiply = [&](const T* const* row, const T* packed, int64_t k_size, T* out) {
+        Products<C::gates, T>{row, packed, k_size, out - panel * stride, stride}.template tile<1, P>(panel, 0);
+      };
       if (pass.block_ == 1)
-        products_of(&this->rows->x, layer.weights.w, layer.n.inputs, x_sums, sums).template tile<1, P>(panel, 0);
+        multiply(&this->rows->x, layer.weights.w, layer.n.inputs, x_sums);
       else
         sums.x_part = this->x_part(panel, 0), sums.x_stride = this->x_part_stride;
-      products_of(&operand, layer.weights.u, layer.n.outputs, h_sums, sums).template tile<1, P>(panel, 0);
+      multiply(&operand, layer.weights.u, layer.n.outputs, h_sums);
       pass.template apply_cells<1>(*this, sums);
     }
   };
-
-  // Of the rows and panels of `sums`, to `out`.
-  static Products<C::gates, T> products_of(const T* const* rows, const T* packed, int64_t k_size, T* out,
-                                           const Sums& sums) {
-    return {rows + sums.rows.first, packed, k_size, out - sums.panels.first * sums.h_stride, sums.h_stride};
-  }
 
   // A step of several: products of as many rows and panels as fit in a near cache, and then their cells, which go in
   // lock step and wait for their functions together. The few cells of a single tile could not.
@@ -470,14 +465,14 @@ template <class C, class T> class ForwardPass {
         const Range rows{row, min(row + some_rows, step.count)};
         const int64_t stride = rows.size() * C::gates * width;
         Sums sums{panels, rows, x_sums, h_sums, stride, stride};
-        const auto run = [&](const T* const* of, const T* packed, int64_t k_size, T* out) {
-          run_tiles<C::gates>(products_of(of, packed, k_size, out, sums), rows.size(), panels.first, panels.last, back);
+        const auto multiply = [&](bool of_x, const T* const* of, T* out) {
+          layer.weights.multiply(of_x, of + row, rows.size(), panels, out - panels.first * stride, stride, back);
         };
         if (block_ == 1)
-          run(x_rows, layer.weights.w, layer.n.inputs, x_sums);
+          multiply(true, x_rows, x_sums);
         else
           sums.x_part = step.x_part(panels.first, row), sums.x_stride = step.x_part_stride;
-        run(h_rows, layer.weights.u, layer.n.outputs, h_sums);
+        multiply(false, h_rows, h_sums);
         apply_cells_of_rows(step, sums);
       }
     }

@@ -147,6 +147,55 @@ template <int Gates, class T> struct Products {
   }
 };
 
+// The last panel of packed weights once more, its gates without gaps: where it has few units, they are fewer vectors.
+// Products of several rows take it.
+template <int Gates, class T> struct Tail {
+  static constexpr int64_t width = lanes<T>;
+  int64_t units, vectors, k_size;
+  T* packed;  // [k][vector][lane]; null where there is nothing to gain
+
+  Tail() = default;
+  Tail(Arena& arena, int64_t all_units, int64_t k_size)
+      : units(all_units - (panels_of<T>(all_units) - 1) * width),
+        vectors(ceil_div(Gates * units, width)),
+        k_size(k_size),
+        packed(nullptr) {
+    constexpr int64_t least = 16;  // with fewer k the sums take longer to spread than the products
+    if (vectors < Gates && k_size >= least) packed = arena.take<T>((k_size * vectors + 1) * width);
+  }
+
+  // From the panel as it is packed: [k][gate][lane].
+  RNNFAST_ONCE void fill(const T* panel) const {
+    // What a vector brings too much is zeros, or written over by the next.
+    for (int64_t k = 0; k < k_size; ++k)
+      for (int64_t g = 0; g < Gates; ++g)
+        store<T>(packed + k * vectors * width + g * units, load(panel + (k * Gates + g) * width));
+  }
+
+  // [row][gate][lane], as from the panel.
+  void multiply(const T* const* rows, int64_t count, T* sums) const {
+    if constexpr (Gates > 1)
+      if (vectors == 1) multiply_by<1>(rows, count, sums);
+    if constexpr (Gates > 2)
+      if (vectors == 2) multiply_by<2>(rows, count, sums);
+    if constexpr (Gates > 3)
+      if (vectors == 3) multiply_by<3>(rows, count, sums);
+  }
+
+ private:
+  template <int Vectors> RNNFAST_NOINLINE void multiply_by(const T* const* rows, int64_t count, T* sums) const {
+    constexpr int64_t some = 24;  // rows
+    alignas(64) T dense[some * Vectors * width];
+    for (int64_t first = 0; first < count; first += some) {
+      const int64_t last = min(first + some, count);
+      run_tiles<Vectors>(Products<Vectors, T>{rows + first, packed, k_size, dense, 0}, last - first, 0, 1);
+      for (int64_t r = first; r < last; ++r)
+        RNNFAST_UNROLL_FOR (int g = 0; g < Gates; ++g)
+          store<T>(sums + (r * Gates + g) * width, load_n(dense + (r - first) * Vectors * width + g * units, units));
+    }
+  }
+};
+
 // The packed weights of one layer and direction.
 template <class C, class T> struct Packed {
   static constexpr int64_t width = lanes<T>;
@@ -155,6 +204,7 @@ template <class C, class T> struct Packed {
   T* w = nullptr;          // [panel][k < I][gate][lane]
   T* u = nullptr;          // [panel][k < S][gate][lane]; split: of the first two gates, and then u_n
   T* u_n = nullptr;        // [panel][k < S][lane]
+  Tail<C::gates, T> w_tail{}, u_tail{};
   T* bias = nullptr;       // [panel][column][lane]
   T* hr = nullptr;         // [panel of S][k < H][lane], with a projection
   T* peepholes = nullptr;  // [panel][3][lane]
@@ -167,6 +217,8 @@ template <class C, class T> struct Packed {
     w = arena.take<T>(n.panels * n.inputs * C::gates * width);
     u = arena.take<T>(n.panels * n.outputs * C::gates * width);
     if (split) u_n = u + n.panels * n.outputs * 2 * width;
+    if (C::gates > 1) w_tail = Tail<C::gates, T>(arena, n.units, n.inputs);
+    if (C::gates > 1 && !split) u_tail = Tail<C::gates, T>(arena, n.units, n.outputs);
     bias = arena.take<T>(n.panels * C::columns * width);
     if (C::has_c && spec.proj_size) hr = arena.take<T>(n.output_panels * n.units * width);
     if (C::has_c && spec.peepholes) peepholes = arena.take<T>(n.panels * 3 * width);
@@ -183,6 +235,11 @@ template <class C, class T> struct Packed {
     pack_by_unit(static_cast<const T*>(from.weight_ih), C::gates, n.units, n.inputs, w, own.first, own.last);
     pack_by_unit(weight_hh, split ? 2 : C::gates, n.units, n.outputs, u, own.first, own.last);
     if (split) pack_by_unit(weight_hh + 2 * n.units * n.outputs, 1, n.units, n.outputs, u_n, own.first, own.last);
+    if (own.last == n.panels && own.size() > 0) {
+      const int64_t last = (n.panels - 1) * C::gates * width;
+      if (w_tail.packed) w_tail.fill(w + last * n.inputs);
+      if (u_tail.packed) u_tail.fill(u + last * n.outputs);
+    }
     for (int64_t p = own.first; p < own.last; ++p) fill_bias(from, p);
     if (peepholes) pack_by_unit(static_cast<const T*>(from.weight_ch), 3, n.units, 1, peepholes, own.first, own.last);
     if (ln_ih) fill_norms(from, own);
@@ -200,6 +257,16 @@ template <class C, class T> struct Packed {
       store<T>(ln_c + p * 2 * width, load_part(static_cast<const T*>(from.weight_ln_c) + unit, valid));
       store<T>(ln_c + (p * 2 + 1) * width, load_part(static_cast<const T*>(from.bias_ln_c) + unit, valid));
     }
+  }
+
+  // Sums over x or over h, [panel][row][gate][lane], of some panels. `sums` is where those of panel 0 are or would be.
+  void multiply(bool of_x, const T* const* rows, int64_t count, Range panels, T* sums, int64_t panel_stride,
+                bool back = false) const {
+    const Tail<C::gates, T>& tail = of_x ? w_tail : u_tail;
+    const bool has_tail = tail.packed && count > 1 && panels.last == n.panels && panels.size() > 0;
+    const Products<C::gates, T> products{rows, of_x ? w : u, of_x ? n.inputs : n.outputs, sums, panel_stride};
+    run_tiles<C::gates>(products, count, panels.first, panels.last - has_tail, back);
+    if (has_tail) tail.multiply(rows, count, sums + (n.panels - 1) * panel_stride);
   }
 
   // The columns of one row and panel from the normalized sums of its gates.
