@@ -714,7 +714,14 @@ def functions_of(body: list[ast.stmt]) -> dict[str, ast.FunctionDef]:
 
 def assert_signature_of_stub(compiled: Any, stub: ast.FunctionDef) -> None:
     """pybind11 writes a function's signature into its docstring. It says less than the stub about arrays, which are
-    objects to it; names, defaults and plain types have to be the same."""
+    objects to it; names, defaults and plain types have to be the same. Where Python itself knows the signature, as of
+    Stream.step, there are no types."""
+    if getattr(compiled, "__text_signature__", None):
+        have = inspect.signature(compiled).parameters.values()
+        assert [parameter.name for parameter in have] == [argument.arg for argument in stub.args.args], stub.name
+        defaults = [repr(parameter.default) for parameter in have if parameter.default is not parameter.empty]
+        assert defaults == list(map(ast.unparse, stub.args.defaults)), stub.name
+        return
     plain = {name: name for name in ("bool", "float", "int", "str", "None")} | {
         f"typing.Supports{name.title()} | typing.SupportsIndex": name for name in ("int", "float")
     }

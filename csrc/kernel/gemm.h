@@ -70,7 +70,7 @@ RNNFAST_INLINE void run_tile(const Kind& kind, int64_t panel, int64_t panels, in
 // So many rows are divided into tiles of almost equal height: 7 are 4 + 3, not 6 + 1. Or, where there are higher ones,
 // into full tiles and a last one with what is left.
 template <class Kind, int Gates> struct Heights {
-  static constexpr bool higher = Kind::most_rows > full_rows<Gates>;
+  static constexpr bool higher = in_halves<Gates> && Kind::most_rows > full_rows<Gates>;
   int64_t rows, tiles;
 
   constexpr explicit Heights(int64_t rows)
@@ -93,22 +93,28 @@ constexpr int64_t panel_group(int64_t left, int64_t most) {
 // The last of the groups that panel_group makes of so many.
 constexpr int64_t last_group(int64_t left, int64_t most) { return left % most ? (left % most) & -(left % most) : most; }
 
+// All tiles of `rows` rows by so many panels.
+template <int Gates, class Kind>
+RNNFAST_INLINE void run_rows(const Kind& kind, int64_t rows, int64_t panel, int64_t panels) {
+  const Heights<Kind, Gates> heights(rows);
+  for (int64_t j = 0, row = 0; j < heights.tiles; ++j) {
+    const int64_t next = heights.end(j);
+    run_tile<Gates>(kind, panel, panels, row, next - row);
+    row = next;
+  }
+}
+
 // All tiles of `rows` rows by panels [first, last).
 // Panels are outermost, so that one panel's weights serve every row while they are in cache. Every other step goes
 // `back` from the last panel to the first, whose end then finds in cache what the step before used last.
 template <int Gates, class Kind>
 void run_tiles(const Kind& kind, int64_t rows, int64_t first, int64_t last, bool back = false) {
   if (rows == 0) return;
-  const Heights<Kind, Gates> heights(rows);
-  const int64_t most = heights.panels();
+  const int64_t most = Heights<Kind, Gates>(rows).panels();
   while (first < last) {
     const int64_t panels = back ? last_group(last - first, most) : panel_group(last - first, most);
     if (back) last -= panels;
-    for (int64_t j = 0, row = 0; j < heights.tiles; ++j) {
-      const int64_t next = heights.end(j);
-      run_tile<Gates>(kind, back ? last : first, panels, row, next - row);
-      row = next;
-    }
+    run_rows<Gates>(kind, rows, back ? last : first, panels);
     if (!back) first += panels;
   }
 }

@@ -147,6 +147,11 @@ template <int Gates, class T> struct Products {
   }
 };
 
+// The same of one panel alone, whose few vectors leave registers for more rows.
+template <int Vectors, class T> struct TailProducts : Products<Vectors, T> {
+  static constexpr int most_panels = 1, most_rows = fits(8, Vectors) ? 8 : fits(6, Vectors) ? 6 : 4;
+};
+
 // The last panel of packed weights once more, its gates without gaps: where it has few units, they are fewer vectors.
 // Products of several rows take it.
 template <int Gates, class T> struct Tail {
@@ -155,13 +160,13 @@ template <int Gates, class T> struct Tail {
   T* packed;  // [k][vector][lane]; null where there is nothing to gain
 
   Tail() = default;
-  Tail(Arena& arena, int64_t all_units, int64_t k_size)
+  RNNFAST_ONCE Tail(Arena& arena, int64_t all_units, int64_t k_size)
       : units(all_units - (panels_of<T>(all_units) - 1) * width),
         vectors(ceil_div(Gates * units, width)),
         k_size(k_size),
         packed(nullptr) {
     constexpr int64_t least = 16;  // with fewer k the sums take longer to spread than the products
-    if (vectors < Gates && k_size >= least) packed = arena.take<T>((k_size * vectors + 1) * width);
+    if (!kept_small<T> && vectors < Gates && k_size >= least) packed = arena.take<T>((k_size * vectors + 1) * width);
   }
 
   // From the panel as it is packed: [k][gate][lane].
@@ -174,11 +179,11 @@ template <int Gates, class T> struct Tail {
 
   // [row][gate][lane], as from the panel.
   void multiply(const T* const* rows, int64_t count, T* sums) const {
-    if constexpr (Gates > 1)
+    if constexpr (!kept_small<T> && Gates > 1)
       if (vectors == 1) multiply_by<1>(rows, count, sums);
-    if constexpr (Gates > 2)
+    if constexpr (!kept_small<T> && Gates > 2)
       if (vectors == 2) multiply_by<2>(rows, count, sums);
-    if constexpr (Gates > 3)
+    if constexpr (!kept_small<T> && Gates > 3)
       if (vectors == 3) multiply_by<3>(rows, count, sums);
   }
 
@@ -188,9 +193,10 @@ template <int Gates, class T> struct Tail {
     alignas(64) T dense[some * Vectors * width];
     for (int64_t first = 0; first < count; first += some) {
       const int64_t last = min(first + some, count);
-      run_tiles<Vectors>(Products<Vectors, T>{rows + first, packed, k_size, dense, 0}, last - first, 0, 1);
+      const TailProducts<Vectors, T> products{{rows + first, packed, k_size, dense, 0}};
+      run_rows<Vectors>(products, last - first, 0, 1);
       for (int64_t r = first; r < last; ++r)
-        RNNFAST_UNROLL_FOR (int g = 0; g < Gates; ++g)
+        for (int64_t g = 0; g < Gates; ++g)
           store<T>(sums + (r * Gates + g) * width, load_n(dense + (r - first) * Vectors * width + g * units, units));
     }
   }
@@ -200,10 +206,10 @@ template <int Gates, class T> struct Tail {
 template <class C, class T> struct Packed {
   static constexpr int64_t width = lanes<T>;
   Sizes n{};
-  bool split = false;      // U in two parts: the reset gate of GRU stands between them
-  T* w = nullptr;          // [panel][k < I][gate][lane]
-  T* u = nullptr;          // [panel][k < S][gate][lane]; split: of the first two gates, and then u_n
-  T* u_n = nullptr;        // [panel][k < S][lane]
+  bool split = false;  // U in two parts: the reset gate of GRU stands between them
+  T* w = nullptr;      // [panel][k < I][gate][lane]
+  T* u = nullptr;      // [panel][k < S][gate][lane]; split: of the first two gates, and then u_n
+  T* u_n = nullptr;    // [panel][k < S][lane]
   Tail<C::gates, T> w_tail{}, u_tail{};
   T* bias = nullptr;       // [panel][column][lane]
   T* hr = nullptr;         // [panel of S][k < H][lane], with a projection
@@ -260,8 +266,8 @@ template <class C, class T> struct Packed {
   }
 
   // Sums over x or over h, [panel][row][gate][lane], of some panels. `sums` is where those of panel 0 are or would be.
-  void multiply(bool of_x, const T* const* rows, int64_t count, Range panels, T* sums, int64_t panel_stride,
-                bool back = false) const {
+  RNNFAST_NOINLINE void multiply(bool of_x, const T* const* rows, int64_t count, Range panels, T* sums,
+                                 int64_t panel_stride, bool back = false) const {
     const Tail<C::gates, T>& tail = of_x ? w_tail : u_tail;
     const bool has_tail = tail.packed && count > 1 && panels.last == n.panels && panels.size() > 0;
     const Products<C::gates, T> products{rows, of_x ? w : u, of_x ? n.inputs : n.outputs, sums, panel_stride};

@@ -90,7 +90,7 @@ void every_tile(Checker& checker) {
   for (Cell cell : every_cell) {
     for (int64_t batch = 1; batch <= 26; ++batch) {
       Case c;
-      c.cell = cell, c.batch = batch, c.steps = 2, c.input_size = 3, c.hidden_size = 5 + batch;
+      c.cell = cell, c.batch = batch, c.steps = 2, c.input_size = 17, c.hidden_size = 5 + batch;
       c.layout = Layout::batch_first;
       checker.check(c);
     }
