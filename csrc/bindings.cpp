@@ -200,6 +200,13 @@ class Running {
   bool asks_;
 };
 
+// For passes over tensors.
+bool torch_shares_openmp() {
+  static std::atomic<int> known{-1};
+  if (known.load(std::memory_order_relaxed) < 0) known = rf::shares_openmp("libtorch_cpu.so");
+  return known.load(std::memory_order_relaxed) > 0;
+}
+
 int threads_or_default(int threads) { return threads != 0 ? threads : rf::get_num_threads(); }
 
 // --- arrays ---
@@ -444,6 +451,7 @@ struct Packed {
     call.c0 = at<const void*>(start.second);
     call.hn = at<void*>(last.first);
     call.cn = at<void*>(last.second);
+    const rf::BesideOpenMP beside(torch_shares_openmp());
     run_call(call);
   }
 
@@ -750,6 +758,7 @@ class TensorPass {
   }
 
   void forward() {
+    const rf::BesideOpenMP beside(torch_shares_openmp());
     if (spec_.hidden_size) run_interruptibly([&] { return rf::forward(table_, call_); });
   }
 
@@ -767,6 +776,7 @@ class TensorPass {
     back.grad_weights = gradients.data();
     back.threads = call_.threads;
     back.interrupted = ask_python;
+    const rf::BesideOpenMP beside(torch_shares_openmp());
     if (spec_.hidden_size) run_interruptibly([&] { return rf::backward(table_, back); });
   }
 
@@ -1131,5 +1141,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("get_num_threads", &rf::get_num_threads, "otherwise"_a = 0);
   m.def("set_backend", &set_backend, "name"_a);
   m.def("get_backend", &get_backend);
+  m.def("shares_openmp", [](const std::string& library) { return rf::shares_openmp(library.c_str()); }, "library"_a);
   m.def("config", &config);
 }

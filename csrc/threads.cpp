@@ -1,5 +1,6 @@
 #include "threads.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -34,6 +35,7 @@ constexpr int max_threads = 1024;
 
 // There as soon as a thread is: else its first use takes memory, and ends the process where there is none.
 __attribute__((tls_model("initial-exec"))) thread_local bool inside_region = false;
+__attribute__((tls_model("initial-exec"))) thread_local bool beside_openmp = false;
 
 class RegionMark {
  public:
@@ -304,7 +306,8 @@ Backend backend() {
   const Backend chosen = chosen_backend.load(std::memory_order_relaxed);
   if (chosen != Backend::unset) return chosen;
   const Backend wanted = backend_named(std::getenv("RNNFAST_THREADING"));
-  return wanted == Backend::unset ? Backend::pool : wanted;
+  if (wanted != Backend::unset) return wanted;
+  return beside_openmp && !forked.load(std::memory_order_relaxed) ? Backend::openmp : Backend::pool;
 }
 
 // --- how many threads ---
@@ -470,6 +473,21 @@ const char* available_backends() {
   return "pool";
 #endif
 }
+
+bool shares_openmp([[maybe_unused]] const char* library) {
+#if defined(_OPENMP)
+  void* const loaded = dlopen(library, RTLD_LAZY | RTLD_NOLOAD);
+  if (!loaded) return false;
+  const bool shares = dlsym(loaded, "omp_get_num_threads") == reinterpret_cast<void*>(&omp_get_num_threads);
+  dlclose(loaded);
+  return shares;
+#else
+  return false;
+#endif
+}
+
+BesideOpenMP::BesideOpenMP(bool shares) : before_(beside_openmp) { beside_openmp = shares; }
+BesideOpenMP::~BesideOpenMP() { beside_openmp = before_; }
 
 void yield_core() { sched_yield(); }
 

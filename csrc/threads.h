@@ -3,7 +3,8 @@
 // A pass runs as one region: parallel() calls a task on several threads at once, and inside the region the threads
 // meet at a Barrier. Two backends can run a region, chosen by set_backend() or RNNFAST_THREADING:
 //   pool    our own workers, made at first use; idle ones spin for microseconds and then sleep. The default.
-//   openmp  the OpenMP runtime, where the build found one. Right beside libraries that share that runtime (torch).
+//   openmp  the OpenMP runtime, where the build found one. The default of calls between operations of a library that
+//           shares that runtime (BesideOpenMP).
 //
 // Kernel objects include this file, so whatever is defined here has internal linkage (see docs/kernels.md).
 #pragma once
@@ -35,6 +36,22 @@ void set_num_threads(int threads);  // for the process; 0 returns to the default
 const char* get_backend();
 bool set_backend(const char* name);  // null returns to the default; false, and no change, where there is no such one
 const char* available_backends();    // for messages: "openmp, pool" or "pool"
+
+// Whether a library that is loaded, by its soname, calls the OpenMP runtime that this one calls.
+bool shares_openmp(const char* library);
+
+// While it lives, OpenMP is this thread's default backend, but in a forked child. For calls between operations of a
+// library with the same runtime: its threads spin for milliseconds after each, and are then the ones that work here.
+class BesideOpenMP {
+ public:
+  explicit BesideOpenMP(bool shares);
+  ~BesideOpenMP();
+  BesideOpenMP(const BesideOpenMP&) = delete;
+  BesideOpenMP& operator=(const BesideOpenMP&) = delete;
+
+ private:
+  const bool before_;
+};
 
 // Calls of one thread that follow upon each other so closely, and have done so for so long, that the workers stay awake
 // between them: then less work is worth a second one. For calls that may use several; begin_call() says whether this is

@@ -120,6 +120,50 @@ assert spent < 0.1, spent  # of both threads; each that spins would take 0.5
 
 
 @needs_torch
+@pytest.mark.parametrize("chosen", ["", "pool"])
+@not_under_tsan
+def test_modules_run_on_the_threads_of_torchs_operations(chosen: str) -> None:
+    """By default, where both share an OpenMP runtime; a pool of our own would fight them for the cores. Arrays keep the
+    pool, and so does a forked child, where OpenMP's threads are lost."""
+    code = """
+import torch
+from rnnfast import _core
+import rnnfast.torch as rt
+torch.set_num_threads(2)
+if not _core.shares_openmp("libtorch_cpu.so"):
+    print("apart")
+    sys.exit()
+threads = lambda: len(os.listdir("/proc/self/task"))
+tensor = torch.from_numpy(x)
+twin = rt.LSTM(64, 128)
+twin.load_state_dict({name: torch.from_numpy(weight) for name, weight in layer.state_dict().items()})
+def through_torch():
+    output, _ = twin(tensor)
+    output.sum().backward()
+    with torch.inference_mode():
+        return twin(tensor)[0].numpy()
+torch.ones(1000, 1000) @ torch.ones(1000, 1000)
+before = threads()
+first = through_torch()
+assert threads() == before + (os.environ["RNNFAST_THREADING"] == "pool"), (threads(), before)
+assert first.tobytes() == layer(x)[0].tobytes()
+assert threads() == before + 1
+if child := os.fork():
+    assert os.waitpid(child, 0)[1] == 0
+else:
+    twin.zero_grad()
+    with torch.inference_mode():  # torch's own operations would hang here
+        ok = twin(tensor)[0].numpy().tobytes() == first.tobytes()
+    os._exit(not (ok and threads() == 2))
+print("together")
+"""
+    done = run(code, chosen, OPENBLAS_NUM_THREADS="1")
+    if done.stdout.strip() == "apart":
+        pytest.skip("this build has an OpenMP runtime of its own")
+    assert done.stdout.strip() == "together" and "forked" not in done.stderr
+
+
+@needs_torch
 @each_backend
 def test_every_thread_that_torch_may_use_finds_denormal_numbers_as_they_were(backend: str) -> None:
     """Where both use OpenMP's threads, a pass of ours flushes denormals on a thread that torch's next operation has."""

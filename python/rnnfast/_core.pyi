@@ -176,4 +176,5 @@ def set_num_threads(n: int) -> None: ...  # 0 = the default
 def get_num_threads(otherwise: int = 0) -> int: ...  # otherwise: in place of OMP_NUM_THREADS and the cores; 0 = none
 def set_backend(name: str) -> None: ...  # "openmp", "pool", or "" for the default
 def get_backend() -> str: ...  # ValueError where RNNFAST_THREADING names none
+def shares_openmp(library: str) -> bool: ...  # whether a loaded library, by its soname, has the same OpenMP runtime
 def config() -> dict[str, Any]: ...  # version, compiler, numerics, openmp

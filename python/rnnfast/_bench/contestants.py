@@ -211,6 +211,13 @@ class Torch(Contestant):
         return Prepared(run, results)
 
 
+class RnnFastTorch(Torch):
+    """rnnfast's modules for PyTorch, as they stand between PyTorch's own operations."""
+
+    def module(self, case: Case, shared: dict[str, Array]) -> Any:
+        return importlib.import_module("rnnfast.torch").accelerate(super().module(case, shared))
+
+
 class TorchGrad(Torch):
     """Evaluation without `inference_mode`, as programs do that forget it: autograd records the call."""
 

@@ -1,4 +1,5 @@
-"""Living with another thread pool: a loop that alternates a library's matrix product with a call of rnnfast.
+"""Living with another thread pool: a loop that alternates a library's matrix product with a call of rnnfast, on arrays
+beside NumPy and on tensors beside PyTorch.
 
 Both pools have the same number of threads. The loop is compared with the sum of its parts, each run alone in the same
 process, with idle gaps before each, in which all pools go to sleep.
@@ -18,7 +19,7 @@ import numpy as np
 
 from . import cases
 from .cases import Case
-from .contestants import RnnFast, describe_process
+from .contestants import RnnFast, RnnFastTorch, describe_process
 
 BACKENDS = ("", "openmp", "pool")  # "" is the default
 PARTNERS = ("numpy", "torch")
@@ -32,16 +33,16 @@ class Pipeline:
 
     def __init__(self, name: str, threads: int) -> None:
         self.partner, backend = PIPELINES[name]
+        self.ours = RnnFastTorch(threads) if self.partner == "torch" else RnnFast(threads)
         self.torch: Any = importlib.import_module("torch") if self.partner == "torch" else None
-        if self.torch is not None:
-            self.torch.set_num_threads(threads)
-        self.ours = RnnFast(threads)
-        self.core: Any = importlib.import_module("rnnfast._core")
-        self.core.set_backend(backend)
+        core: Any = importlib.import_module("rnnfast._core")
+        core.set_backend(backend)
+        shared = not backend and self.torch is not None and core.shares_openmp("libtorch_cpu.so")
+        self.backend = "openmp" if shared else core.get_backend()
 
     def about(self) -> dict[str, Any]:
         version = np.__version__ if self.torch is None else self.torch.__version__
-        return {"version": str(version), "backend": self.core.get_backend(), "python": describe_process()}
+        return {"version": str(version), "backend": self.backend, "python": describe_process()}
 
     def product(self, size: int) -> Callable[[], object]:
         if self.torch is None:

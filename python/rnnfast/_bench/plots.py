@@ -255,7 +255,7 @@ def pipelines(entries: Sequence[dict[str, Any]]) -> Figure | None:
     for number, backend in enumerate(backends):
         mine = [entry for entry in entries if entry["backend"] == backend]
         places = [titles.index(entry["title"]) + (number - (len(backends) - 1) / 2) * height for entry in mine]
-        used = mine[0]["used"]
+        used = " or ".join(dict.fromkeys(entry["used"] for entry in mine))
         name = backend if backend == used else f"{backend} ({used})"
         axes.barh(places, [entry["cost"] for entry in mine], height, label=name, color=palette[number])
     axes.axvline(1, color="black", linewidth=1)
