@@ -1,6 +1,7 @@
 // The Python module rnnfast._core: NumPy arrays become the structs of rnnfast.h, the GIL is released, a pass is run.
 // Wrong arguments have been explained to the user in Python (_check.py); what is checked again here is what memory
 // safety rests on. Only Stream.step, which has no time for Python, words its errors for the user.
+#include <cxxabi.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -970,9 +971,10 @@ class Stream {
 
   void run() {
     if (!call_.spec.hidden_size) return;
-    const bool prepared_for = call_.in_succession;
+    const bool before = call_.in_succession;
     const Running running(call_, work_);
-    if (!prepared_ || call_.in_succession != prepared_for) entry_->prepare_forward(call_, scratch_.data());
+    if (call_.in_succession != before) prepared_ = false;  // the number of threads follows from it
+    if (!prepared_) entry_->prepare_forward(call_, scratch_.data());
     prepared_ = true;
     call_.back = !call_.back;  // see Forward::back
     if (work_ < worth_releasing) {
@@ -1006,18 +1008,23 @@ PyObject* step(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject
       PyObject* const name = PyTuple_GET_ITEM(keywords, i);
       const bool is_out = PyUnicode_CompareWithASCIIString(name, "out") == 0;
       if (!is_out && PyUnicode_CompareWithASCIIString(name, "x_t") != 0)
-        throw py::type_error("step() got an unexpected keyword argument '" + py::cast<std::string>(name) + "'");
-      if (count > is_out)
-        throw py::type_error("step() got multiple values for argument '" + py::cast<std::string>(name) + "'");
+        return PyErr_Format(PyExc_TypeError, "step() got an unexpected keyword argument '%U'", name);
+      if (count > is_out) return PyErr_Format(PyExc_TypeError, "step() got multiple values for argument '%U'", name);
       given[is_out] = args[count + i];
     }
     if (!given[0]) throw py::type_error("step() missing its argument 'x_t'");
-    // The method's descriptor has made sure of the type of `self`.
-    void* const stream = reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder().value_ptr();
+    // The method's descriptor has made sure of the type of `self`: the Stream is there, and alone unless somebody has
+    // derived from two compiled classes.
+    auto* const object = reinterpret_cast<py::detail::instance*>(self);
+    void* const stream = object->simple_layout ? object->get_value_and_holder().value_ptr() : nullptr;
     if (!stream) throw py::type_error("this stream was not initialized; stream() of a frozen layer makes one");
     return static_cast<Stream*>(stream)->step(given[0], given[1]).release().ptr();
   } catch (py::error_already_set& error) {
     error.restore();
+#if defined(__GLIBCXX__)
+  } catch (abi::__forced_unwind&) {  // see without_gil
+    throw;
+#endif
   } catch (...) {
     py::detail::try_translate_exceptions();
   }

@@ -173,8 +173,8 @@ struct KernelTable {
     void (*pack)(const Spec&, const Weights*, void* packed);
     size_t (*tape_bytes)(const Forward&);
     size_t (*forward_scratch)(const Forward&);
-    // Afterwards forward() runs the call as often as wanted. In between may change where x and y are, the values that
-    // all arrays hold, and `back`.
+    // Afterwards forward() runs the call as often as wanted. Both the call and the scratch memory have to stay where
+    // they are. In between may change x.data, y.data, `back`, and what arrays hold, but for lengths and mask.
     void (*prepare_forward)(const Forward&, void* scratch);
     bool (*forward)(void* scratch);
     size_t (*backward_scratch)(const Backward&);

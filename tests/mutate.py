@@ -62,7 +62,7 @@ MUTATIONS = [Mutation(*row) for row in (
     ("layout.h", "sums[C::h_columns::at(g)] += load_part(b_hh", "sums[C::x_columns::at(g)] += load_part(b_hh"),
     ("layout.h", "ceil_div(192, max(1, batch))", "ceil_div(191, max(1, batch))"),
     ("layout.h", "T(1 / (1 - p))", "T(1)"),
-    ("layout.h", "width + g * units, load(panel", "width + g * width, load(panel"),
+    ("layout.h", "out + g * units, load(panel", "out + g * width, load(panel"),
     ("layout.h", "dense + (r - first) * Vectors", "dense + r * Vectors"),
     ("layout.h", "own.last == n.panels && own.size() > 0", "own.first == 0 && own.size() > 0"),
     ("forward.h", "steps = schedule_.count(b);", "steps = this->steps();"),

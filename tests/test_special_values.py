@@ -75,6 +75,22 @@ def test_a_row_of_nan_or_inf_changes_no_other_row(isa: str, cell: Any, dtype: st
 
 @each_dtype
 @each_cell
+def test_rows_of_special_values_are_the_same_alone_and_among_others(isa: str, cell: Any, dtype: str) -> None:
+    """With sizes whose last vector has few units, for which several rows have products of their own."""
+    layer = cell(20, 35, 2, dtype=dtype, seed=0)
+    x = sample(T, 6, 20, dtype=dtype)
+    for row, value in enumerate((np.nan, np.inf, -np.inf, -0.0, 1e-42)):
+        x[1, row, row] = value
+    output, state = layer(x)
+    for row in range(6):
+        alone, alone_state = layer(x[:, row : row + 1])
+        np.testing.assert_array_equal(output[:, row], alone[:, 0])
+        for together, part in zip(parts(state), parts(alone_state), strict=True):
+            np.testing.assert_array_equal(together[:, row], part[:, 0])
+
+
+@each_dtype
+@each_cell
 def test_nan_in_a_row_comes_out_as_nan(isa: str, cell: Any, dtype: str) -> None:
     """No clamp may turn it into a number that looks right: from its step on, in every unit, in every gradient."""
     layer = cell(I, H, dtype=dtype, seed=0)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import rnnfast as rf
+from rnnfast import _core
 
 CELLS = {"RNN": rf.RNN, "LSTM": rf.LSTM, "GRU": rf.GRU}
 I, H, T, B = 5, 7, 6, 3
@@ -59,6 +60,11 @@ def test_steps_equal_the_whole_sequence_with_threads(cell: Any, size: int) -> No
         with rf.threads(threads):
             assert_same(np.stack([stream.step(x_t) for x_t in x]), expected)
         assert_same(stream.state, state)
+    stream = frozen.stream(2)
+    for t, x_t in enumerate(x):
+        with rf.threads(1 + t % 3):
+            assert_same(stream.step(x_t), expected[t])
+    assert_same(stream.state, state)
 
 
 def test_out_receives_the_result(cell: Any) -> None:
@@ -332,8 +338,15 @@ def test_what_is_no_stream_is_refused_and_no_crash(cell: Any) -> None:
         def __init__(self) -> None:  # without the base's
             pass
 
+    class Two(_core.Spec, rf.Stream):  # type: ignore[misc]
+        def __init__(self, frozen: rf.Frozen) -> None:
+            _core.Spec.__init__(self, "lstm", "float32", I, H, 1, 1)
+            rf.Stream.__init__(self, frozen._config, frozen._spec, frozen._packed, B)
+
     with pytest.raises(TypeError, match="__init__"):
         Unready()
+    with pytest.raises(TypeError, match="not initialized"):  # what a step would find first is a Spec
+        Two(cell(I, H).freeze()).step(x_ok)
     with pytest.raises(TypeError, match="not initialized"):
         rf.Stream.__new__(rf.Stream).step(x_ok)
     with pytest.raises(TypeError, match="doesn't apply"):

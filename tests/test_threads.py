@@ -242,16 +242,22 @@ for call in (lambda: deep(x), lambda: deep.forward(x), lambda: deep.backward(tap
 
 @pytest.mark.parametrize("backend", backends())
 @not_under_tsan  # Clang's OpenMP runtime does not live through that
-def test_a_thread_inside_a_pass_does_not_keep_the_process_from_ending(backend: str) -> None:
-    code = """
-begun = threading.Event()
+@pytest.mark.parametrize("call", ["results()", "frozen(x_t[None])", "stream.step(x_t)", "stream.step(x_t, out)"])
+def test_a_thread_inside_a_pass_does_not_keep_the_process_from_ending(backend: str, call: str) -> None:
+    code = f"""
+import time
+begun = threading.Barrier(4)
+frozen = rf.LSTM(512, 512, seed=0).freeze()
+x_t, out = np.zeros((4, 512), np.float32), np.zeros((4, 512), np.float32)
 def work():
+    stream = frozen.stream(4)
+    begun.wait()
     while True:
-        begun.set()
-        results()
+        {call}
 for _ in range(3):
     threading.Thread(target=work, daemon=True).start()
 begun.wait()
+time.sleep(0.01)
 """
     run(code, backend)
 

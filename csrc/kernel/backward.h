@@ -421,10 +421,8 @@ template <class C, class T> class BackwardPass {
   void rebuild_columns(const Layer& layer, const Scratch& s, Range panels, Range rows) const {
     const int64_t stride = Scratch::chunk * C::gates * width, half = layer.n.panels * stride;
     const Packed<C, T>& weights = s.weights;
-    const Products<C::gates, T> of_x{s.x_rows + rows.first, weights.w, layer.n.inputs, s.chunk_sums, stride};
-    const Products<C::gates, T> of_h{s.h_rows + rows.first, weights.u, layer.n.outputs, s.chunk_sums + half, stride};
-    run_tiles<C::gates>(of_x, rows.size(), panels.first, panels.last);
-    run_tiles<C::gates>(of_h, rows.size(), panels.first, panels.last);
+    weights.multiply_x(s.x_rows + rows.first, rows.size(), panels, s.chunk_sums, stride);
+    weights.multiply_h(s.h_rows + rows.first, rows.size(), panels, s.chunk_sums + half, stride);
     for (int64_t p = panels.first; p < panels.last; ++p)
       for (int64_t row = 0; row < rows.size(); ++row) {
         const T* x = s.chunk_sums + p * stride + row * C::gates * width;

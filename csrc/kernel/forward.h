@@ -95,17 +95,18 @@ template <class C, class T> class ForwardPass {
 
   size_t scratch_bytes() const { return arena_.used(); }
 
-  // To the beginning of the scratch memory, which has room for it.
+  // To the beginning of the scratch memory, which has room for it. Copied there as bytes, so that no member may point
+  // into the object itself: kernels do without the standard library's placement new.
   static void prepare(const Forward& pass, void* scratch) {
-    static_assert(__is_trivially_copyable(ForwardPass), "copied as bytes, and never destroyed");
+    static_assert(__is_trivially_copyable(ForwardPass), "and never destroyed");
     const ForwardPass prepared(pass, scratch);
     memcpy(scratch, &prepared, sizeof prepared);
   }
 
-  // As often as wanted. In between may change where x and y are, the values that all arrays hold, and `back`.
-  // False: interrupted.
+  // As often as wanted, see rnnfast.h. False: interrupted.
   bool run() {
-    renew_data();
+    if (pass_.interrupted) interrupt_ = Interrupt(pass_.interrupted);
+    renew_rows();
     schedule_.build();
     for (int64_t j = 0; j < meetings_for(threads_); ++j) meetings_[j] = Meeting();
     parallel(threads_, [](void* self, int id, int count) { static_cast<ForwardPass*>(self)->thread(id, count); }, this);
@@ -185,12 +186,18 @@ template <class C, class T> class ForwardPass {
     });
   }
 
-  void renew_data() {
+  // The caller's rows.
+  void renew_rows() {
     for (int64_t d = 0; d < spec_.num_directions; ++d) {
-      Layer &first = layers_[d], &last = layers_[(spec_.num_layers - 1) * spec_.num_directions + d];
-      if (!has_input_masks(pass_, 0)) first.x.data = static_cast<const T*>(pass_.x.data);
-      last.y.data = static_cast<T*>(pass_.y.data) + d * last.n.outputs;
+      layers_[d].x = x_of(0);
+      layers_[(spec_.num_layers - 1) * spec_.num_directions + d].y = y_of(spec_.num_layers - 1, d);
     }
+  }
+  Rows<const T> x_of(int64_t l) const { return has_input_masks(pass_, l) ? read_only(masked(l)) : input(l); }
+  Rows<T> y_of(int64_t l, int64_t d) const {
+    Rows<T> y = output(l);
+    y.data += d * outputs_of(spec_, l);
+    return y;
   }
 
   Layer make_layer(int64_t l, int64_t d, const Packed<C, T>& weights) const {
@@ -199,9 +206,8 @@ template <class C, class T> class ForwardPass {
     layer.weights = weights;
     layer.reverse = d == 1;
     layer.relu = spec_.activations[d].gate.function == Function::relu;
-    layer.x = has_input_masks(pass_, l) ? read_only(masked(l)) : input(l);
-    layer.y = output(l);
-    layer.y.data += d * layer.n.outputs;
+    layer.x = x_of(l);
+    layer.y = y_of(l, d);
     layer.h0 = state_of<T>(pass_.h0, pass_, l, d, outputs_of);
     layer.c0 = state_of<T>(pass_.c0, pass_, l, d, units_of);
     layer.hn = state_of<T>(pass_.hn, pass_, l, d, outputs_of);
@@ -336,7 +342,7 @@ template <class C, class T> class ForwardPass {
       for (int64_t r = 0; r < rows.count; ++r) x_rows[count++] = layer.x.at(t, rows.batch(r));
     }
     const int64_t panel_stride = part.rows.size() * block_ * C::gates * width;
-    layer.weights.multiply(true, x_rows, count, part.panels, x_part_at(layer, part, 0, 0), panel_stride);
+    layer.weights.multiply_x(x_rows, count, part.panels, x_part_at(layer, part, 0, 0), panel_stride);
   }
 
   // --- one step ---
@@ -429,14 +435,14 @@ template <class C, class T> class ForwardPass {
       alignas(64) T x_sums[P * stride], h_sums[P * stride];
       const T* const operand = layer.operand + this->rows->before;
       Sums sums{{panel, panel + P}, {0, 1}, x_sums, h_sums, stride, stride};
-      const auto multiply = [&](const T* const* row, const T* packed, int64_t k_size, T* out) {
+      const auto multiply_row = [&](const T* const* row, const T* packed, int64_t k_size, T* out) {
         Products<C::gates, T>{row, packed, k_size, out - panel * stride, stride}.template tile<1, P>(panel, 0);
       };
       if (pass.block_ == 1)
-        multiply(&this->rows->x, layer.weights.w, layer.n.inputs, x_sums);
+        multiply_row(&this->rows->x, layer.weights.w, layer.n.inputs, x_sums);
       else
         sums.x_part = this->x_part(panel, 0), sums.x_stride = this->x_part_stride;
-      multiply(&operand, layer.weights.u, layer.n.outputs, h_sums);
+      multiply_row(&operand, layer.weights.u, layer.n.outputs, h_sums);
       pass.template apply_cells<1>(*this, sums);
     }
   };
@@ -465,14 +471,12 @@ template <class C, class T> class ForwardPass {
         const Range rows{row, min(row + some_rows, step.count)};
         const int64_t stride = rows.size() * C::gates * width;
         Sums sums{panels, rows, x_sums, h_sums, stride, stride};
-        const auto multiply = [&](bool of_x, const T* const* of, T* out) {
-          layer.weights.multiply(of_x, of + row, rows.size(), panels, out - panels.first * stride, stride, back);
-        };
+        const int64_t before = panels.first * stride;
         if (block_ == 1)
-          multiply(true, x_rows, x_sums);
+          layer.weights.multiply_x(x_rows + row, rows.size(), panels, x_sums - before, stride, back);
         else
           sums.x_part = step.x_part(panels.first, row), sums.x_stride = step.x_part_stride;
-        multiply(false, h_rows, h_sums);
+        layer.weights.multiply_h(h_rows + row, rows.size(), panels, h_sums - before, stride, back);
         apply_cells_of_rows(step, sums);
       }
     }
@@ -691,8 +695,9 @@ template <class C, class T> class ForwardPass {
 
   RNNFAST_NOINLINE void step_normalized(const Step& step) const {
     const Part& part = step.part;
-    products<C::gates>(step, step.layer.weights.u, step.layer.n.outputs, part.panels,
-                       [&](const StepRow<T>& row) { return step.layer.operand + row.before; });
+    for (int64_t r = 0; r < step.count; ++r) step.row_pointers[r] = step.layer.operand + step.rows[r].before;
+    step.layer.weights.multiply_h(step.row_pointers, step.count, part.panels, sums_at(step, C::gates, 0, 0),
+                                  part.rows.size() * C::gates * width);
     part.wait();
     for (int64_t r = 0; r < step.count; ++r) normalize_row(step, r);
     if (!C::has_c) return;

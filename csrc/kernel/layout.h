@@ -156,6 +156,7 @@ template <int Vectors, class T> struct TailProducts : Products<Vectors, T> {
 // Products of several rows take it.
 template <int Gates, class T> struct Tail {
   static constexpr int64_t width = lanes<T>;
+  using V = vec<T>;
   int64_t units, vectors, k_size;
   T* packed;  // [k][vector][lane]; null where there is nothing to gain
 
@@ -166,15 +167,17 @@ template <int Gates, class T> struct Tail {
         k_size(k_size),
         packed(nullptr) {
     constexpr int64_t least = 16;  // with fewer k the sums take longer to spread than the products
+    // One vector more, over which the last stores of `fill` run.
     if (!kept_small<T> && vectors < Gates && k_size >= least) packed = arena.take<T>((k_size * vectors + 1) * width);
   }
 
   // From the panel as it is packed: [k][gate][lane].
   RNNFAST_ONCE void fill(const T* panel) const {
-    // What a vector brings too much is zeros, or written over by the next.
-    for (int64_t k = 0; k < k_size; ++k)
-      for (int64_t g = 0; g < Gates; ++g)
-        store<T>(packed + k * vectors * width + g * units, load(panel + (k * Gates + g) * width));
+    for (int64_t k = 0; k < k_size; ++k) {
+      T* out = packed + k * vectors * width;
+      store<T>(out + (vectors - 1) * width, V{});  // for what is behind the last gate
+      for (int64_t g = 0; g < Gates; ++g) store<T>(out + g * units, load(panel + (k * Gates + g) * width));
+    }
   }
 
   // [row][gate][lane], as from the panel.
@@ -223,7 +226,7 @@ template <class C, class T> struct Packed {
     w = arena.take<T>(n.panels * n.inputs * C::gates * width);
     u = arena.take<T>(n.panels * n.outputs * C::gates * width);
     if (split) u_n = u + n.panels * n.outputs * 2 * width;
-    if (C::gates > 1) w_tail = Tail<C::gates, T>(arena, n.units, n.inputs);
+    if (C::gates > 1) w_tail = Tail<C::gates, T>(arena, n.units, n.inputs);  // one gate has no gaps
     if (C::gates > 1 && !split) u_tail = Tail<C::gates, T>(arena, n.units, n.outputs);
     bias = arena.take<T>(n.panels * C::columns * width);
     if (C::has_c && spec.proj_size) hr = arena.take<T>(n.output_panels * n.units * width);
@@ -266,13 +269,13 @@ template <class C, class T> struct Packed {
   }
 
   // Sums over x or over h, [panel][row][gate][lane], of some panels. `sums` is where those of panel 0 are or would be.
-  RNNFAST_NOINLINE void multiply(bool of_x, const T* const* rows, int64_t count, Range panels, T* sums,
-                                 int64_t panel_stride, bool back = false) const {
-    const Tail<C::gates, T>& tail = of_x ? w_tail : u_tail;
-    const bool has_tail = tail.packed && count > 1 && panels.last == n.panels && panels.size() > 0;
-    const Products<C::gates, T> products{rows, of_x ? w : u, of_x ? n.inputs : n.outputs, sums, panel_stride};
-    run_tiles<C::gates>(products, count, panels.first, panels.last - has_tail, back);
-    if (has_tail) tail.multiply(rows, count, sums + (n.panels - 1) * panel_stride);
+  void multiply_x(const T* const* rows, int64_t count, Range panels, T* sums, int64_t panel_stride,
+                  bool back = false) const {
+    multiply({rows, w, n.inputs, sums, panel_stride}, w_tail, count, panels, back);
+  }
+  void multiply_h(const T* const* rows, int64_t count, Range panels, T* sums, int64_t panel_stride,
+                  bool back = false) const {
+    multiply({rows, u, n.outputs, sums, panel_stride}, u_tail, count, panels, back);
   }
 
   // The columns of one row and panel from the normalized sums of its gates.
@@ -309,6 +312,13 @@ template <class C, class T> struct Packed {
   }
 
  private:
+  RNNFAST_NOINLINE void multiply(const Products<C::gates, T>& products, const Tail<C::gates, T>& tail, int64_t count,
+                                 Range panels, bool back) const {
+    const bool has_tail = tail.packed && count > 1 && panels.last == n.panels && panels.size() > 0;
+    run_tiles<C::gates>(products, count, panels.first, panels.last - has_tail, back);
+    if (has_tail) tail.multiply(products.rows, count, products.sums + (n.panels - 1) * products.panel_stride);
+  }
+
   RNNFAST_ONCE void fill_bias(const Weights& from, int64_t p) const {
     const T* b_ih = static_cast<const T*>(from.bias_ih);
     const T* b_hh = static_cast<const T*>(from.bias_hh);

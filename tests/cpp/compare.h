@@ -88,6 +88,10 @@ template <class T> void run_kernels(const KernelTable& table, const Case& c, Pas
   const auto forward_scratch = workspace(kernels.forward_scratch(pass.forward), side, fill);
   kernels.prepare_forward(pass.forward, forward_scratch.data());
   kernels.forward(forward_scratch.data());
+  if (!c.in_place) {  // a prepared pass may be run again
+    pass.forward.back = !pass.forward.back;
+    kernels.forward(forward_scratch.data());
+  }
   if (!c.trains()) return;
   tape.protect();
   const auto backward_scratch = workspace(kernels.backward_scratch(pass.backward), side, fill);
