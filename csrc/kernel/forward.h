@@ -172,7 +172,7 @@ template <class C, class T> class ForwardPass {
 
   Rows<const T> input(int64_t l) const { return l == 0 ? rows_of<T>(pass_.x) : read_only(output(l - 1)); }
   Rows<T> masked(int64_t l) const { return contiguous(masked_, pass_.batch, inputs_of(spec_, l)); }
-  Rows<T> output(int64_t l) const {
+  RNNFAST_NOINLINE Rows<T> output(int64_t l) const {
     if (l + 1 == spec_.num_layers) return rows_of<T>(pass_.y);
     if (pass_.tape) return tape_.output(l);
     return contiguous(between_[l % 2], pass_.batch, inputs_of(spec_, l + 1));
@@ -189,15 +189,15 @@ template <class C, class T> class ForwardPass {
   // The caller's rows.
   void renew_rows() {
     for (int64_t d = 0; d < spec_.num_directions; ++d) {
+      Layer& last = layers_[(spec_.num_layers - 1) * spec_.num_directions + d];
       layers_[d].x = x_of(0);
-      layers_[(spec_.num_layers - 1) * spec_.num_directions + d].y = y_of(spec_.num_layers - 1, d);
+      last.y = of_direction(rows_of<T>(pass_.y), d, last.n);
     }
   }
   Rows<const T> x_of(int64_t l) const { return has_input_masks(pass_, l) ? read_only(masked(l)) : input(l); }
-  Rows<T> y_of(int64_t l, int64_t d) const {
-    Rows<T> y = output(l);
-    y.data += d * outputs_of(spec_, l);
-    return y;
+  static Rows<T> of_direction(Rows<T> rows, int64_t d, const Sizes& n) {
+    rows.data += d * n.outputs;
+    return rows;
   }
 
   Layer make_layer(int64_t l, int64_t d, const Packed<C, T>& weights) const {
@@ -207,7 +207,7 @@ template <class C, class T> class ForwardPass {
     layer.reverse = d == 1;
     layer.relu = spec_.activations[d].gate.function == Function::relu;
     layer.x = x_of(l);
-    layer.y = y_of(l, d);
+    layer.y = of_direction(output(l), d, layer.n);
     layer.h0 = state_of<T>(pass_.h0, pass_, l, d, outputs_of);
     layer.c0 = state_of<T>(pass_.c0, pass_, l, d, units_of);
     layer.hn = state_of<T>(pass_.hn, pass_, l, d, outputs_of);
