@@ -501,7 +501,7 @@ struct Packed {
 
  private:
   static bool is_plain(py::handle object, const py::dtype& type, int ndim) {
-    if (Py_TYPE(object.ptr()) != reinterpret_cast<PyTypeObject*>(npy_api::get().PyArray_Type_)) return false;
+    if (!is_exact_array(object)) return false;
     const auto a = py::reinterpret_borrow<py::array>(object);
     return a.ndim() == ndim && has_dtype(a, type) && has_flags(a, npy_api::NPY_ARRAY_ALIGNED_);
   }

@@ -338,7 +338,7 @@ def test_what_is_no_stream_is_refused_and_no_crash(cell: Any) -> None:
         def __init__(self) -> None:  # without the base's
             pass
 
-    class Two(_core.Spec, rf.Stream):  # type: ignore[misc]
+    class Two(_core.Spec, rf.Stream):
         def __init__(self, frozen: rf.Frozen) -> None:
             _core.Spec.__init__(self, "lstm", "float32", I, H, 1, 1)
             rf.Stream.__init__(self, frozen._config, frozen._spec, frozen._packed, B)
