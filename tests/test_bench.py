@@ -136,6 +136,36 @@ def test_who_disagrees_is_reported_and_not_timed(tmp_path: Path) -> None:
     assert all("disagrees: output" in why for why in run.failed.values())
 
 
+class TakingTurns:
+    """In place of a process: the seconds that its calls take, turn by turn; the last ones for good."""
+
+    def __init__(self, name: str, *turns: float) -> None:
+        self.name, self.threads, self.turns = name, 1, list(turns)
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        assert do == "time"
+        return {"samples": [self.turns.pop(0) if len(self.turns) > 1 else self.turns[0]] * 3}
+
+    def busy_seconds(self) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    ("turns", "rounds"),
+    [
+        ((9, 1), 3),  # the first turn warms up
+        ((9, 1, 2, 1), 3),  # most rounds are close to the best
+        ((9, 2, 2, 1), 5),  # of five the median is one of the last three
+        ((9, 1, 2, 2), 9),  # once fast and never again: three times as many, and no more
+    ],
+)
+def test_more_rounds_while_a_contestant_is_unsteady(tmp_path: Path, turns: tuple[float, ...], rounds: int) -> None:
+    run = runner.Run(runner.Plan(rounds=3, gap=0.0), TINY[0], tmp_path)
+    crew = [TakingTurns("rnnfast", 1), TakingTurns("other", *turns)]
+    run.take_turns(cast("list[runner.Process]", crew))
+    assert {name: len(samples) for (name, _), samples in run.samples.items()} == {"rnnfast": rounds, "other": rounds}
+
+
 def test_a_library_that_is_not_there_is_absent(tmp_path: Path) -> None:
     document = runner.new_document("", PLAN, "")
     python = tmp_path / "python"

@@ -30,6 +30,8 @@ from .worker import BOOTSTRAP
 SCHEMA = 1
 TOLERANCE = 1e-3  # of the largest magnitude in an array; float32 results of different sums differ by about 1e-6
 LIMITS_EVERY = 60.0  # seconds between two measurements of the machine's limits
+STEADY = 1.1  # the median of a contestant's rounds over its best; beyond it other programs have taken its cores
+MORE_ROUNDS = 3  # times the rounds of the plan, until all contestants are steady
 STARTING_SECONDS = 180.0
 CALL_SECONDS = 300.0
 
@@ -215,13 +217,16 @@ class Run:
         return agreeing
 
     def take_turns(self, processes: Sequence[Process]) -> None:
-        """Round robin. The first round only finds out how long a call takes."""
+        """Round robin. The first round only warms up. Beyond the plan there are more while times are unsteady."""
         processes, spent, rounds = list(processes), 0.0, self.plan.rounds
         crew, began = list(processes), time.perf_counter()
         ours, machine = sum(p.busy_seconds() for p in crew), busy_seconds()
-        for number in range(1 + rounds):
+        for number in range(1 + MORE_ROUNDS * rounds):
             start = time.perf_counter()
-            if number and number > self.rounds_within(spent) or number > 1 and time.monotonic() > self.until:
+            enough = number > self.rounds_within(spent, rounds) and self.steady()
+            if enough or number > self.rounds_within(spent, MORE_ROUNDS * rounds):
+                break
+            if number > 1 and time.monotonic() > self.until:
                 break
             # Every other round runs backwards, so that nobody always follows the same neighbour.
             for process in list(processes if number % 2 else reversed(processes)):
@@ -239,8 +244,13 @@ class Run:
         others = busy_seconds() - machine - (sum(p.busy_seconds() for p in crew) - ours)
         self.others = max(0.0, others) / (time.perf_counter() - began)
 
-    def rounds_within(self, round_seconds: float) -> int:
-        return max(3, min(self.plan.rounds, int(self.plan.most_seconds / max(round_seconds, 1e-9))))
+    def rounds_within(self, round_seconds: float, rounds: int) -> int:
+        return min(rounds, max(3, int(self.plan.most_seconds / max(round_seconds, 1e-9))))
+
+    def steady(self) -> bool:
+        """Whether most rounds of each contestant are close to its own best."""
+        medians = [[statistics.median(r) for r in rounds] for rounds in self.samples.values()]
+        return all(statistics.median(m) <= STEADY * min(m) for m in medians)
 
     def turn(self, process: Process, warming: bool) -> list[float]:
         if self.case.mode == "cold":
