@@ -589,8 +589,14 @@ template <class C, class T> class BackwardPass {
       cells_normalized(layer, scratch, part, rows);
     } else {
       for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
+        // Of the next panel, or of the first one in the step after, whose rows have the next places.
+        const bool last = p + 1 == part.panels.last;
+        const int64_t next = last ? part.panels.first : p + 1, ahead = last ? all.count : 0;
         if (layer.plain)
-          for (int64_t k = rows.first; k < rows.last; ++k) apply_cell(layer, scratch, p, k);
+          for (int64_t k = rows.first; k < rows.last; ++k) {
+            if (!kept_small<T> && k + ahead < numbers.size()) prefetch_cell(layer, scratch.rows[k + ahead], next);
+            apply_cell(layer, scratch, p, k);
+          }
         else
           for (int64_t k = rows.first; k < rows.last; ++k) apply_cell_with_options(layer, scratch, p, k);
       }
@@ -710,6 +716,15 @@ template <class C, class T> class BackwardPass {
 
   const T* saved_at(const Layer& layer, int64_t p, int64_t number) const {
     return layer.saved + (p * layer.numbers.size() + number - layer.numbers.first) * layer.options.saved * width;
+  }
+
+  // What apply_cell will read of a row. A panel's lines are far apart in the arrays, and nothing fetches them ahead.
+  RNNFAST_INLINE void prefetch_cell(const Layer& layer, const Row& row, int64_t p) const {
+    if (layer.d_y.data) __builtin_prefetch(layer.d_y.at(row.t, row.b) + p * width);
+    if (C::backward_needs_h) __builtin_prefetch(layer.y.at(row.t, row.b) + p * width);
+    if (C::backward_needs_h_prev) __builtin_prefetch(row.h_before + p * width);
+    const T* saved = saved_at(layer, p, row.number);
+    RNNFAST_UNROLL_FOR (int j = 0; j < C::saved; ++j) __builtin_prefetch(saved + j * width);
   }
 
   void apply_cell(const Layer& layer, const Scratch& scratch, int64_t p, int64_t k) const {
