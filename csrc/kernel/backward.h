@@ -589,7 +589,8 @@ template <class C, class T> class BackwardPass {
       cells_normalized(layer, scratch, part, rows);
     } else {
       for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
-        // Of the next panel, or of the first one in the step after, whose rows have the next places.
+        // Prefetched are the same rows of the next panel; behind the last, the first panel of the step after, whose
+        // rows have the next places in the block.
         const bool last = p + 1 == part.panels.last;
         const int64_t next = last ? part.panels.first : p + 1, ahead = last ? all.count : 0;
         if (layer.plain)

@@ -30,7 +30,7 @@ from .worker import BOOTSTRAP
 SCHEMA = 1
 TOLERANCE = 1e-3  # of the largest magnitude in an array; float32 results of different sums differ by about 1e-6
 LIMITS_EVERY = 60.0  # seconds between two measurements of the machine's limits
-STEADY = 1.1  # the median of a contestant's rounds over its best; beyond it other programs have taken its cores
+STEADY = 1.1  # the median of a contestant's rounds over its best; beyond it something else may have had its cores
 MORE_ROUNDS = 3  # times the rounds of the plan, until all contestants are steady
 STARTING_SECONDS = 180.0
 CALL_SECONDS = 300.0
