@@ -20,7 +20,7 @@ template <class C, class T> struct ForwardLayer {
   Rows<T> y;
   const T *h0, *c0;  // [B, S] and [B, H], or null
   T *hn, *cn;
-  T* h;                      // [2][B][S]: a sequence's step reads one half and writes the other
+  T* h;                      // [2][B][panel of S][lane]: a sequence's step reads one half and writes the other
   T* operand;                // what enters U: h, or a copy of it times the recurrent mask
   T* c;                      // [panel][B][lane]
   T* x_part;                 // [panel][row of the block][gate][lane], a region for each part
@@ -55,7 +55,7 @@ template <class C, class T> class ForwardPass {
     block_ = forward_block(extent_of(most), threads_);
     has_x_part_ = block_ > 1 || splits() || normalizes();
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
-    h_ = arena_.template take<T>(directions * 2 * batch * most.outputs);
+    h_ = arena_.template take<T>(directions * 2 * batch * most.output_panels * width);
     c_ = arena_.template take<T>(C::has_c ? directions * most.panels * batch * width : 0);
     step_rows_ = arena_.template take<StepRow<T>>(threads_ * apart(batch));
     if (has_x_part_) {
@@ -64,7 +64,7 @@ template <class C, class T> class ForwardPass {
     }
     const bool products_in_memory = projects() || normalizes() || splits();
     row_pointers_ = arena_.template take<const T*>(threads_ * row_pointers());
-    if (has_recurrent_masks()) operand_ = arena_.template take<T>(directions * 2 * batch * most.outputs);
+    if (has_recurrent_masks()) operand_ = arena_.template take<T>(directions * 2 * batch * most.output_panels * width);
     if (products_in_memory) take_products(most);
     if (spec_.num_layers > 1 || has_input_masks(pass_, 0)) take_sequences();
     if (!pass.packed) packed_ = arena_.template take<char>(static_cast<int64_t>(packed_bytes(spec_)));
@@ -115,6 +115,7 @@ template <class C, class T> class ForwardPass {
 
  private:
   static constexpr int64_t width = lanes<T>;
+  static constexpr int64_t near_cache = 32 << 10;  // bytes
   using V = vec<T>;
   using Layer = ForwardLayer<C, T>;
 
@@ -212,7 +213,7 @@ template <class C, class T> class ForwardPass {
     layer.c0 = state_of<T>(pass_.c0, pass_, l, d, units_of);
     layer.hn = state_of<T>(pass_.hn, pass_, l, d, outputs_of);
     layer.cn = state_of<T>(pass_.cn, pass_, l, d, units_of);
-    const int64_t state = d * 2 * pass_.batch * layer.n.outputs;
+    const int64_t state = d * 2 * pass_.batch * layer.n.output_panels * width;
     layer.h = h_ + state;
     layer.operand = has_recurrent_masks() ? operand_ + state : layer.h;
     layer.c = C::has_c ? c_ + d * layer.n.panels * pass_.batch * width : nullptr;
@@ -269,7 +270,7 @@ template <class C, class T> class ForwardPass {
 
   // Where sequence b's state after `steps` steps is, in `layer.h` and in `layer.operand`.
   int64_t state_after(const Layer& layer, int64_t b, int64_t steps) const {
-    return ((steps & 1) * pass_.batch + b) * layer.n.outputs;
+    return ((steps & 1) * pass_.batch + b) * layer.n.output_panels * width;
   }
 
   // This part's share of the state that sequence b starts from after `steps` steps.
@@ -278,7 +279,7 @@ template <class C, class T> class ForwardPass {
     for (int64_t p = part.outputs.first; p < part.outputs.last; ++p) {
       const int64_t unit = p * width, valid = min(width, layer.n.outputs - unit), at = b * layer.n.outputs + unit;
       store_h(layer, b, state_after(layer, b, steps) + unit, unit,
-              layer.h0 && !zero ? load_part(layer.h0 + at, valid) : V{}, valid);
+              layer.h0 && !zero ? load_part(layer.h0 + at, valid) : V{});
     }
     if (!C::has_c) return;
     for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
@@ -287,11 +288,11 @@ template <class C, class T> class ForwardPass {
     }
   }
 
-  RNNFAST_INLINE void store_h(const Layer& layer, int64_t b, int64_t at, int64_t unit, V h, int64_t valid) const {
-    store_part(layer.h + at, h, valid);
+  RNNFAST_INLINE void store_h(const Layer& layer, int64_t b, int64_t at, int64_t unit, V h) const {
+    store<T>(layer.h + at, h);
     if (layer.operand == layer.h) return;
-    store_part(layer.operand + at, h * load_part(layer.options.recurrent_mask + b * layer.n.outputs + unit, valid),
-               valid);
+    const T* mask = layer.options.recurrent_mask + b * layer.n.outputs;
+    store<T>(layer.operand + at, h * load_part(mask + unit, min(width, layer.n.outputs - unit)));
   }
 
   void store_state(const Layer& layer, const Part& part) const {
@@ -360,6 +361,10 @@ template <class C, class T> class ForwardPass {
     const T** row_pointers;  // scratch
     int64_t x_part_stride;   // between panels
 
+    // Whether the cells leave the output to copy_outputs.
+    bool y_later() const {
+      return !layer.options.any && count * layer.n.outputs * static_cast<int64_t>(sizeof(T)) > near_cache;
+    }
     T* x_part(int64_t panel, int64_t r) const { return pass.x_part_at(layer, part, panel, done + r); }
   };
 
@@ -480,6 +485,17 @@ template <class C, class T> class ForwardPass {
         apply_cells_of_rows(step, sums);
       }
     }
+    if (step.y_later()) copy_outputs(step);
+  }
+
+  // A panel's share of many rows is one line of memory here, one there, none of which is still near when the next panel
+  // wants the other end of it. So all panels' shares of a row are copied to the output at once, from h, whose rows are
+  // whole lines.
+  RNNFAST_NOINLINE void copy_outputs(const Step& step) const {
+    const int64_t first = step.part.panels.first * width, last = step.part.panels.last * width;
+    const int64_t size = min(step.layer.n.outputs, last) - first;
+    for (int64_t r = 0; r < step.count; ++r)
+      memcpy(step.rows[r].y + first, step.layer.h + step.rows[r].after + first, static_cast<size_t>(size) * sizeof(T));
   }
 
   RNNFAST_NOINLINE void apply_cells_of_rows(const Step& step, const Sums& sums) const {
@@ -509,7 +525,7 @@ template <class C, class T> class ForwardPass {
     const T *x_part, *h_part;
     T* saved_part;
     const int64_t unit, valid;
-    const bool relu;
+    const bool relu, y_later;
 
     RNNFAST_INLINE Cells(const ForwardPass& pass, const Step& step, const Sums& sums, int64_t p)
         : rows(step.rows),
@@ -523,7 +539,8 @@ template <class C, class T> class ForwardPass {
                                       : nullptr),
           unit(p * width),
           valid(min(width, step.layer.n.units - unit)),
-          relu(step.layer.relu) {}
+          relu(step.layer.relu),
+          y_later(step.y_later()) {}
 
     template <int N> RNNFAST_INLINE void apply(int64_t r) {
       using Vs = Vectors<T, N>;
@@ -535,12 +552,12 @@ template <class C, class T> class ForwardPass {
       }
       Packed<C, T>::join(x_sums, h_sums, bias, a);
       const State<Vs> prev{
-          Vs::each([&](int j) RNNFAST_INLINE_LAMBDA { return load_part(h + row[j].before + unit, valid); }),
+          Vs::each([&](int j) RNNFAST_INLINE_LAMBDA { return load(h + row[j].before + unit); }),
           Vs::each([&](int j) RNNFAST_INLINE_LAMBDA { return C::has_c ? load(c + row[j].b * width) : V{}; })};
       const State<Vs> next = C::forward(a, prev, relu, saved);
       RNNFAST_UNROLL_FOR (int j = 0; j < N; ++j) {
-        store_part(h + row[j].after + unit, next.h.of[j], valid);
-        store_part(row[j].y + unit, next.h.of[j], valid);
+        store<T>(h + row[j].after + unit, next.h.of[j]);
+        if (!y_later) store_part(row[j].y + unit, next.h.of[j], valid);
         if (C::has_c) store<T>(c + row[j].b * width, next.c.of[j]);
       }
       x_part += N * C::gates * width, h_part += N * C::gates * width;
@@ -617,7 +634,7 @@ template <class C, class T> class ForwardPass {
   void store_new_h(const Step& step, int64_t r, int64_t p, V h) const {
     const StepRow<T>& row = step.rows[r];
     const int64_t unit = p * width, valid = min(width, step.layer.n.outputs - unit);
-    store_h(step.layer, row.b, row.after + unit, unit, h, valid);
+    store_h(step.layer, row.b, row.after + unit, unit, h);
     store_part(row.y + unit, h, valid);
   }
 

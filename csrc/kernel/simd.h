@@ -129,8 +129,14 @@ template <class T> RNNFAST_INLINE void store_n(T* p, vec<T> v, int64_t n) {
 
 #endif
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
-// One instruction each, where the compiler makes two of what is below. Of two numbers, one NaN, they give the second.
+// One instruction each, where the compiler makes two or three of what is below. Of two numbers, one NaN, they give the
+// second.
+#if defined(__AVX512F__)
+RNNFAST_INLINE vf at_least(vf x, float bound) { return _mm512_max_ps(splat(bound), x); }
+RNNFAST_INLINE vd at_least(vd x, double bound) { return _mm512_max_pd(splat(bound), x); }
+RNNFAST_INLINE vf at_most(vf x, float bound) { return _mm512_min_ps(splat(bound), x); }
+RNNFAST_INLINE vd at_most(vd x, double bound) { return _mm512_min_pd(splat(bound), x); }
+#elif defined(__AVX2__)
 RNNFAST_INLINE vf at_least(vf x, float bound) { return _mm256_max_ps(splat(bound), x); }
 RNNFAST_INLINE vd at_least(vd x, double bound) { return _mm256_max_pd(splat(bound), x); }
 RNNFAST_INLINE vf at_most(vf x, float bound) { return _mm256_min_ps(splat(bound), x); }
