@@ -719,11 +719,15 @@ template <class C, class T> class BackwardPass {
     return layer.saved + (p * layer.numbers.size() + number - layer.numbers.first) * layer.options.saved * width;
   }
 
-  // What apply_cell will read of a row. A panel's lines are far apart in the arrays, and nothing fetches them ahead.
+  // What apply_cell will read of a row. A panel's lines are far apart in the arrays, and nothing fetches them ahead. Of
+  // arrays that do not begin with a line of memory, a panel's values are in two, the first of which the panel before has
+  // read.
   RNNFAST_INLINE void prefetch_cell(const Layer& layer, const Row& row, int64_t p) const {
-    if (layer.d_y.data) __builtin_prefetch(layer.d_y.at(row.t, row.b) + p * width);
-    if (C::backward_needs_h) __builtin_prefetch(layer.y.at(row.t, row.b) + p * width);
-    if (C::backward_needs_h_prev) __builtin_prefetch(row.h_before + p * width);
+    const int64_t end = (p + 1) * width - 1;
+    if (layer.d_y.data) __builtin_prefetch(layer.d_y.at(row.t, row.b) + end);
+    if (C::backward_needs_h) __builtin_prefetch(layer.y.at(row.t, row.b) + end);
+    if (C::backward_needs_h_prev) __builtin_prefetch(row.h_before + end);
+    if (C::has_c) __builtin_prefetch(row.c_before + p * row.c_stride);
     const T* saved = saved_at(layer, p, row.number);
     RNNFAST_UNROLL_FOR (int j = 0; j < C::saved; ++j) __builtin_prefetch(saved + j * width);
   }
