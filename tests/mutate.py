@@ -72,6 +72,8 @@ MUTATIONS = [Mutation(*row) for row in (
     ("forward.h", "saved_part + (j * C::saved + i) * width", "saved_part + i * width"),
     ("gemm.h", "left -= width, at += panel_stride", "left -= width"),
     ("forward.h", "store_part(row[j].y + unit, next.h.of[j], valid)", "store<T>(row[j].y + unit, next.h.of[j])"),
+    ("forward.h", "size = min(step.layer.n.outputs, last) - first", "size = last - first"),
+    ("forward.h", "step.rows[r].after + first", "step.rows[r].before + first"),
     ("backward.h", "if (s > 0 || layer.d_h0 || splits())", "if (s > 0 || splits())"),
     ("backward.h", "if (layer.d_y.data) d.h += ", "if (layer.d_y.data) d.h = "),
     ("backward.h", "for (int64_t j = k; j < min(count, k + 16); ++j)", "for (int64_t j = k; j < k + 16; ++j)"),

@@ -171,7 +171,19 @@ LONG = [  # several blocks of steps forward and backward, deep stacks, both dire
     {"T": 230, "B": 1, "I": 9, "H": 130},
     {"T": 50, "B": 17, "I": 37, "H": 67, "layers": 2, "bidirectional": True, "ragged": True, "dropout": 0.3},
     {"T": 12, "B": 70, "I": 5, "H": 130, "layers": 3},  # so many rows that a block is one step
+    # Outputs that are copied from h with one thread and not with three, and in some of the steps.
+    {"T": 6, "B": 150, "I": 5, "H": 67, "layers": 2, "bidirectional": True, "ragged": True},
 ]
+
+
+def test_one_row_is_as_wide_as_many_rows_together() -> None:
+    """Outputs of so many units as would be copied behind a step of several rows."""
+    layer = rf.RNN(1, 4100, dtype="float64", seed=0)
+    x = np.ones((2, 2, 1))
+    both, _ = layer(x)
+    one, state = layer(x[:, :1])
+    assert_same_bits("output", one, both[:, :1])
+    assert_same_bits("state", state[0], one[-1])
 
 
 @pytest.mark.parametrize("sizes", LONG, ids=lambda sizes: f"T={sizes['T']}")

@@ -720,8 +720,8 @@ template <class C, class T> class BackwardPass {
   }
 
   // What apply_cell will read of a row. A panel's lines are far apart in the arrays, and nothing fetches them ahead. Of
-  // arrays that do not begin with a line of memory, a panel's values are in two, the first of which the panel before has
-  // read.
+  // arrays that do not begin with a line of memory, a panel's values may be in two, the first of which the panel
+  // before, where there is one, has read.
   RNNFAST_INLINE void prefetch_cell(const Layer& layer, const Row& row, int64_t p) const {
     const int64_t end = (p + 1) * width - 1;
     if (layer.d_y.data) __builtin_prefetch(layer.d_y.at(row.t, row.b) + end);

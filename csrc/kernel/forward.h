@@ -302,7 +302,7 @@ template <class C, class T> class ForwardPass {
       if (from != Start::previous) begin(layer, part, b, steps, from);
       for (int64_t p = part.outputs.first; layer.hn && p < part.outputs.last; ++p) {
         const int64_t unit = p * width, valid = min(width, layer.n.outputs - unit);
-        const V h = load_part(layer.h + state_after(layer, b, steps) + unit, valid);
+        const V h = load(layer.h + state_after(layer, b, steps) + unit);
         store_part(layer.hn + b * layer.n.outputs + unit, h, valid);
       }
       for (int64_t p = part.panels.first; C::has_c && layer.cn && p < part.panels.last; ++p) {
@@ -360,11 +360,8 @@ template <class C, class T> class ForwardPass {
     StepRow<T>* rows;
     const T** row_pointers;  // scratch
     int64_t x_part_stride;   // between panels
+    bool y_later;            // the cells leave the output to copy_outputs
 
-    // Whether the cells leave the output to copy_outputs.
-    bool y_later() const {
-      return !layer.options.any && count * layer.n.outputs * static_cast<int64_t>(sizeof(T)) > near_cache;
-    }
     T* x_part(int64_t panel, int64_t r) const { return pass.x_part_at(layer, part, panel, done + r); }
   };
 
@@ -372,11 +369,14 @@ template <class C, class T> class ForwardPass {
   int64_t step(const Layer& layer, const Part& part, int64_t t, int64_t done, StepRow<T>* step_rows,
                const T** row_pointers) const {
     const StepRows rows = schedule_.rows(t, part.rows.first, part.rows.last);
+    const int64_t row_bytes = part.panels.size() * vector_bytes;
+    const bool y_later = rows.count > 1 && !layer.options.any && rows.count * row_bytes > near_cache;
     const Step all{*this,        layer,
                    part,         t,
                    done,         rows.first,
                    rows.count,   step_rows,
-                   row_pointers, part.rows.size() * block_ * C::gates * width};
+                   row_pointers, part.rows.size() * block_ * C::gates * width,
+                   y_later};
     find_rows(all, rows);
     if (schedule_.restarts(t, layer.reverse)) restart(all);
     if (normalizes()) {
@@ -485,12 +485,11 @@ template <class C, class T> class ForwardPass {
         apply_cells_of_rows(step, sums);
       }
     }
-    if (step.y_later()) copy_outputs(step);
+    if (step.y_later) copy_outputs(step);
   }
 
-  // A panel's share of many rows is one line of memory here, one there, none of which is still near when the next panel
-  // wants the other end of it. So all panels' shares of a row are copied to the output at once, from h, whose rows are
-  // whole lines.
+  // To write a panel's share of many rows to the output, one vector here, one there, takes longer than the cells do. So
+  // where there are too many for a near cache, all panels' shares of a row are copied at once, from h.
   RNNFAST_NOINLINE void copy_outputs(const Step& step) const {
     const int64_t first = step.part.panels.first * width, last = step.part.panels.last * width;
     const int64_t size = min(step.layer.n.outputs, last) - first;
@@ -540,7 +539,7 @@ template <class C, class T> class ForwardPass {
           unit(p * width),
           valid(min(width, step.layer.n.units - unit)),
           relu(step.layer.relu),
-          y_later(step.y_later()) {}
+          y_later(step.y_later) {}
 
     template <int N> RNNFAST_INLINE void apply(int64_t r) {
       using Vs = Vectors<T, N>;
@@ -587,7 +586,7 @@ template <class C, class T> class ForwardPass {
     const int64_t b = row.b, unit = p * width, valid = min(width, layer.n.units - unit);
     T* c = C::has_c ? layer.c + (p * pass_.batch + b) * width : nullptr;
     const bool projects = this->projects();
-    const State<V> prev{projects ? V{} : load_part(layer.h + row.before + unit, valid), C::has_c ? load(c) : V{}};
+    const State<V> prev{projects ? V{} : load(layer.h + row.before + unit), C::has_c ? load(c) : V{}};
     V saved[C::saved_general] = {}, gates[C::gates];
     const State<V> next = run_cell<C>(options, layer.weights.peepholes, p, a, prev, layer.relu, saved, gates,
                                       {(step.t * pass_.batch + b) * layer.n.units + unit, valid});
@@ -746,7 +745,7 @@ template <class C, class T> class ForwardPass {
     T* c = C::has_c ? layer.c + (p * pass_.batch + b) * width : nullptr;
     V a[C::columns], saved[C::saved_general], gates[C::gates];
     layer.weights.join_normalized(x, h, p, a);
-    const State<V> prev{load_part(layer.h + row.before + unit, valid), C::has_c ? load(c) : V{}};
+    const State<V> prev{load(layer.h + row.before + unit), C::has_c ? load(c) : V{}};
     const State<V> next = C::forward_general(a, prev, layer.options.unit(nullptr), saved, gates);
     if (C::has_c) {
       store<T>(c, next.c);

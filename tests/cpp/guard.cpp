@@ -120,6 +120,19 @@ void every_block(Checker& checker) {
         }
 }
 
+// Steps whose outputs are larger than 32 KB, from where on they are copied later; of ragged ones some are.
+void large_outputs(Checker& checker) {
+  for (Cell cell : every_cell)
+    for (int kind = 0; kind < 3; ++kind) {
+      Case c;
+      c.cell = cell, c.steps = 3, c.batch = 300, c.input_size = 2, c.hidden_size = 33;
+      c.layers = 1 + kind % 2, c.directions = 2, c.threads = 1 + kind / 2, c.segments = kind, c.gap = kind % 2;
+      for (int64_t b = 0; b < c.batch && kind == 1; ++b) c.lengths.push_back((b * 7 + 3) % 4);
+      if (kind == 2) c.masked = 80, c.resets = 20, c.carry = true;
+      checker.check(c);
+    }
+}
+
 void nothing(Checker& checker) {
   for (Cell cell : every_cell)
     for (int zero = 1; zero < 16; ++zero)
@@ -202,6 +215,7 @@ void run(const KernelTable& table, int draws) {
   ragged_sizes(checker);
   every_tile(checker);
   every_block(checker);
+  large_outputs(checker);
   nothing(checker);
   any_values(checker);
   options(checker, draws);
