@@ -488,8 +488,9 @@ template <class C, class T> class ForwardPass {
     if (step.y_later) copy_outputs(step);
   }
 
-  // To write a panel's share of many rows to the output, one vector here, one there, takes longer than the cells do. So
-  // where there are too many for a near cache, all panels' shares of a row are copied at once, from h.
+  // To write a panel's share of many rows to the output, one vector here, one there, takes about as long as the cells'
+  // arithmetic. So where they are too many for a near cache, all panels' shares of a row are copied at once, from h. A
+  // row alone is written in order anyway.
   RNNFAST_NOINLINE void copy_outputs(const Step& step) const {
     const int64_t first = step.part.panels.first * width, last = step.part.panels.last * width;
     const int64_t size = min(step.layer.n.outputs, last) - first;
