@@ -72,6 +72,9 @@ int64_t now() {
   return time.tv_sec * int64_t{1000000000} + time.tv_nsec;
 }
 
+// Whether the latest region has more threads than there are cores.
+std::atomic<bool> crowded{false};
+
 bool in_succession() { return following.load(std::memory_order_relaxed) >= enough; }
 // Whether it is long since then, and since a call ended.
 bool paused(int64_t since = 0) {
@@ -413,6 +416,7 @@ int usable_cores() {
 void parallel(int threads, Task task, void* context) {
   if (threads > 1 && !inside_region) {
     if (threads > max_threads) threads = max_threads;
+    crowded.store(threads > usable_cores(), std::memory_order_relaxed);
     if (backend() == Backend::openmp) {
       if (run_openmp(threads, task, context)) return;
     } else if (Pool* pool = Pool::get()) {
@@ -490,5 +494,10 @@ BesideOpenMP::BesideOpenMP(bool shares) : before_(beside_openmp) { beside_openmp
 BesideOpenMP::~BesideOpenMP() { beside_openmp = before_; }
 
 void yield_core() { sched_yield(); }
+
+// Where each thread has a core, one that yields gains nothing, and may lose it: Linux takes what is left of its turn
+// from a thread that yields, so that where another library's idle thread spins on the same core, every yield costs
+// milliseconds. Some 30 to 150 us are longer than the difference between two threads' parts of a step.
+int patience() { return crowded.load(std::memory_order_relaxed) ? 50 : 4000; }
 
 }  // namespace rnnfast

@@ -62,6 +62,9 @@ void end_call();
 // Lets another thread have this core.
 void yield_core();
 
+// How often a thread that waits for another of its region looks before it yields its core.
+int patience();
+
 namespace {
 
 // Tells the core that this is a spin loop.
@@ -86,9 +89,10 @@ class alignas(64) Barrier {
       __atomic_store_n(&generation_, generation + 1, __ATOMIC_RELEASE);
       return;
     }
-    for (int spins = 0; __atomic_load_n(&generation_, __ATOMIC_ACQUIRE) == generation; ++spins) {
-      if (spins < patience) {
+    for (int left = patience(); __atomic_load_n(&generation_, __ATOMIC_ACQUIRE) == generation;) {
+      if (left > 0) {
         pause_core();
+        --left;
       } else {
         yield_core();  // the thread waited for may need this core
       }
@@ -96,7 +100,6 @@ class alignas(64) Barrier {
   }
 
  private:
-  static constexpr int patience = 200;  // some microseconds; longer than a barrier takes where all threads run
   int arrived_ = 0;
   alignas(64) uint32_t generation_ = 0;  // a line of its own: waiting threads must not slow down those that arrive
 };
