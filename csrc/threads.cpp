@@ -495,8 +495,8 @@ BesideOpenMP::~BesideOpenMP() { beside_openmp = before_; }
 
 void yield_core() { sched_yield(); }
 
-// Where each thread has a core, one that yields gains nothing, and may lose it: Linux seems to take what is left of its turn
-// from a thread that yields, so that where another library's idle thread spins on the same core, every yield costs
+// Where each thread has a core, one that yields gains nothing, and may lose it: Linux seems to take what is left of its
+// turn from a thread that yields, so that where another library's idle thread spins on the same core, every yield costs
 // milliseconds. Some 30 to 150 us are longer than the difference between two threads' parts of a step.
 int patience() { return crowded.load(std::memory_order_relaxed) ? 50 : 4000; }
 
