@@ -72,9 +72,6 @@ int64_t now() {
   return time.tv_sec * int64_t{1000000000} + time.tv_nsec;
 }
 
-// Whether the latest region has more threads than there are cores.
-std::atomic<bool> crowded{false};
-
 bool in_succession() { return following.load(std::memory_order_relaxed) >= enough; }
 // Whether it is long since then, and since a call ended.
 bool paused(int64_t since = 0) {
@@ -410,6 +407,9 @@ int usable_cores() {
   known.store(cores, std::memory_order_relaxed);
   return cores;
 }
+
+// Whether more threads than there are cores were asked for, the last time that somebody asked for several.
+std::atomic<bool> crowded{false};
 
 }  // namespace
 
