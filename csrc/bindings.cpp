@@ -572,9 +572,10 @@ class Pass {
     require_masks();
     tape_nbytes_ = spec_.hidden_size ? rf::tape_bytes(*table_, call_) : 0;
     if (tape_nbytes_) tape_ = spare_tape.take(tape_nbytes_, tape_nbytes_ + tape_nbytes_ / 4);
+    weight_bytes_ = rf::packed_bytes(*table_, spec_);
     call_.tape = tape_ ? tape_->data() : no_bytes;
   }
-  ~Pass() { spare_tape.leave(std::move(tape_)); }
+  ~Pass() { spare_tape.leave(std::move(tape_), weight_bytes_); }
   Pass(const Pass&) = delete;
   Pass& operator=(const Pass&) = delete;
 
@@ -722,6 +723,7 @@ class Pass {
   std::vector<rf::Weights> weights_;
   std::deque<std::vector<const void*>> pointers_;
   rf::Spare::Block tape_;
+  size_t weight_bytes_ = 0;
   size_t tape_nbytes_ = 0;
   py::tuple arrays_;  // keeps alive what call_ points into
   py::dtype type_;

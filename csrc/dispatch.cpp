@@ -198,15 +198,19 @@ Spare spare_scratch;
 // Memory for one call, aligned to 64 bytes. A step of a stream needs little and takes it from the stack.
 class Scratch {
  public:
-  explicit Scratch(size_t bytes) {
+  Scratch(size_t bytes, const KernelTable::Entry& kernels, const Spec& spec) : kernels_(kernels), spec_(spec) {
     if (bytes > sizeof near_) far_ = spare_scratch.take(bytes);
   }
-  ~Scratch() { spare_scratch.leave(std::move(far_)); }
+  ~Scratch() {
+    if (far_) spare_scratch.leave(std::move(far_), kernels_.packed_bytes(spec_));
+  }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   void* data() { return far_ ? far_->data() : near_; }
 
  private:
+  const KernelTable::Entry& kernels_;
+  const Spec& spec_;
   alignas(64) unsigned char near_[16384];
   Spare::Block far_;
 };
@@ -280,7 +284,7 @@ size_t tape_bytes(const KernelTable& table, const Forward& pass) {
 bool forward(const KernelTable& table, const Forward& pass) {
   check(pass);
   const KernelTable::Entry& kernels = entry(table, pass.spec);
-  Scratch scratch(kernels.forward_scratch(pass));
+  Scratch scratch(kernels.forward_scratch(pass), kernels, pass.spec);
   kernels.prepare_forward(pass, scratch.data());
   return kernels.forward(scratch.data());
 }
@@ -288,7 +292,7 @@ bool forward(const KernelTable& table, const Forward& pass) {
 bool backward(const KernelTable& table, const Backward& call) {
   check(call);
   const KernelTable::Entry& kernels = entry(table, call.pass->spec);
-  Scratch scratch(kernels.backward_scratch(call));
+  Scratch scratch(kernels.backward_scratch(call), kernels, call.pass->spec);
   return kernels.backward(call, scratch.data());
 }
 

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #endif
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -52,7 +53,7 @@ class Memory {
 };
 
 // The block of a call that has ended, for the next call: fresh memory comes from the system page by page, each cleared,
-// which takes 3 to 8 % of a training call. No lock, which a fork could leave taken: who comes second gets a new block.
+// which takes 3 to 16 % of a training call. No lock, which a fork could leave taken: who comes second gets a new block.
 class Spare {
  public:
   using Block = std::unique_ptr<Memory>;
@@ -66,12 +67,13 @@ class Spare {
     }
     return block;
   }
-  void leave(Block block) {
+  // Of a call whose layers have so many bytes of weights.
+  void leave(Block block, size_t weight_bytes) {
+    const size_t most_kept = std::max(size_t{64} << 20, 4 * weight_bytes);
     if (reuses && block && block->size() <= most_kept) block.reset(kept_.exchange(block.release()));
   }
 
  private:
-  static constexpr size_t most_kept = size_t{64} << 20;
 #if defined(RNNFAST_SANITIZES_ADDRESSES)
   static constexpr bool reuses = false;  // so that what is used after its end is seen
 #else

@@ -315,8 +315,9 @@ template <class C, class T> class BackwardPass {
       scratch.weights = Packed<C, T>(packed, spec_, layer.n);
     }
     T** out_rows = out_rows_ + id * apart(block_rows_);
-    const Extent extent{pass_.steps, pass_.batch, layer.n.panels, layer.n.output_panels,
-                        layer.n.panels * C::gates * width * static_cast<int64_t>(sizeof(T))};
+    const Extent extent{pass_.steps,           pass_.batch,
+                        layer.n.inputs,        layer.n.panels,
+                        layer.n.output_panels, layer.n.panels * C::gates * width * static_cast<int64_t>(sizeof(T))};
     const Part part = make_part(team, extent, extent.row_bytes * layer.n.outputs, full_rows<1>);
     prepare(layer, scratch, team, part);
     const int64_t steps = pass_.batch ? pass_.steps : 0;
@@ -421,8 +422,8 @@ template <class C, class T> class BackwardPass {
   void rebuild_columns(const Layer& layer, const Scratch& s, Range panels, Range rows) const {
     const int64_t stride = Scratch::chunk * C::gates * width, half = layer.n.panels * stride;
     const Packed<C, T>& weights = s.weights;
-    weights.multiply_x(s.x_rows + rows.first, rows.size(), panels, s.chunk_sums, stride);
-    weights.multiply_h(s.h_rows + rows.first, rows.size(), panels, s.chunk_sums + half, stride);
+    weights.multiply_x(s.x_rows + rows.first, rows.size(), panels, s.chunk_sums, stride, panels);
+    weights.multiply_h(s.h_rows + rows.first, rows.size(), panels, s.chunk_sums + half, stride, panels);
     for (int64_t p = panels.first; p < panels.last; ++p)
       for (int64_t row = 0; row < rows.size(); ++row) {
         const T* x = s.chunk_sums + p * stride + row * C::gates * width;
@@ -623,10 +624,9 @@ template <class C, class T> class BackwardPass {
   void hidden_product(const Layer& layer, const Scratch& s, T* out, const T* u, const T* da, const Part& part,
                       Range rows, T** out_rows, bool add) const {
     for (int64_t k = rows.first; k < rows.last; ++k) out_rows[k - rows.first] = d_h_at(layer, out, s.rows[k].b);
-    const UnitSums<Map, T> sums{
-        da + rows.first * da_row,      u,  block_rows_ * da_row, da_row, layer.n.units, out_rows,
-        layer.n.output_panels * width, add};
-    run_tiles<1>(sums, rows.size(), part.outputs.first, part.outputs.last);
+    UnitSums<Map, T> sums{da + rows.first * da_row,      u,  block_rows_ * da_row, da_row, layer.n.units, out_rows,
+                          layer.n.output_panels * width, add};
+    sums.run(rows.size(), part.outputs);
   }
 
   // The same by way of what entered U, where that is not h itself.
@@ -698,10 +698,10 @@ template <class C, class T> class BackwardPass {
       }
     part.wait();
     for (int64_t k = rows.first; k < rows.last; ++k) out_rows[k - rows.first] = unprojected_at(layer, s, s.rows[k].b);
-    const UnitSums<Columns<0>, T> sums{
+    UnitSums<Columns<0>, T> sums{
         s.d_output + rows.first * width, s.hr, block_rows_ * width, width, layer.n.outputs, out_rows,
         layer.n.panels * width,          false};
-    run_tiles<1>(sums, rows.size(), part.panels.first, part.panels.last);
+    sums.run(rows.size(), part.panels);
   }
 
   // In d_h, d_h0, d_operand or d_reset.
@@ -913,9 +913,9 @@ template <class C, class T> class BackwardPass {
     for (int64_t k = rows.first; k < rows.last; ++k)
       out_rows[k - rows.first] = layer.d_x.at(scratch.rows[k].t, scratch.rows[k].b);
     const T* da = d_products(scratch, false) + rows.first * da_row;
-    const UnitSums<typename C::x_columns, T> sums{
+    UnitSums<typename C::x_columns, T> sums{
         da, scratch.w, block_rows_ * da_row, da_row, layer.n.units, out_rows, layer.n.inputs, false};
-    run_tiles<1>(sums, rows.size(), 0, panels_of<T>(layer.n.inputs));
+    sums.run(rows.size(), {0, panels_of<T>(layer.n.inputs)});
   }
 
   // x and h_prev of the block as tiles of `height` inputs, row after row: what the weight products broadcast.

@@ -145,8 +145,8 @@ template <class C, class T> class ForwardPass {
 
   bool has_recurrent_masks() const { return pass_.tape && pass_.recurrent_masks; }
   Extent extent_of(const Sizes& n) const {
-    return {pass_.steps, pass_.batch, n.panels, n.output_panels,
-            n.panels * C::gates * width * static_cast<int64_t>(sizeof(T))};
+    return {pass_.steps, pass_.batch,     n.inputs,
+            n.panels,    n.output_panels, n.panels * C::gates * width * static_cast<int64_t>(sizeof(T))};
   }
 
   void thread(int id, int count) {
@@ -343,7 +343,7 @@ template <class C, class T> class ForwardPass {
       for (int64_t r = 0; r < rows.count; ++r) x_rows[count++] = layer.x.at(t, rows.batch(r));
     }
     const int64_t panel_stride = part.rows.size() * block_ * C::gates * width;
-    layer.weights.multiply_x(x_rows, count, part.panels, x_part_at(layer, part, 0, 0), panel_stride);
+    layer.weights.multiply_x(x_rows, count, part.panels, x_part_at(layer, part, 0, 0), panel_stride, part.panels);
   }
 
   // --- one step ---
@@ -455,7 +455,7 @@ template <class C, class T> class ForwardPass {
   // A step of several: products of as many rows and panels as fit in a near cache, and then their cells, which go in
   // lock step and wait for their functions together. The few cells of a single tile could not.
   void step_of_rows(const Step& step) const {
-    constexpr int64_t most = 2048 / vector_bytes;  // cells
+    constexpr int64_t most = (C::gates == 1 ? 8192 : 2048) / vector_bytes;  // cells
     alignas(64) T x_sums[most * C::gates * width], h_sums[most * C::gates * width];
     const Layer& layer = step.layer;
     const T **h_rows = step.row_pointers, **x_rows = h_rows + pass_.batch;
@@ -467,7 +467,8 @@ template <class C, class T> class ForwardPass {
     int64_t some_panels = most, some_rows = 1;
     while (some_panels > together && some_rows < step.count) some_panels /= 2, some_rows *= 2;
     const bool back = goes_back(step.t);
-    Range left = step.part.panels;
+    const Range all = step.part.panels;
+    Range left = all;
     while (left.size() > 0) {
       const Range panels = back ? Range{max(left.first, left.last - some_panels), left.last}
                                 : Range{left.first, min(left.first + some_panels, left.last)};
@@ -478,10 +479,10 @@ template <class C, class T> class ForwardPass {
         Sums sums{panels, rows, x_sums, h_sums, stride, stride};
         const int64_t before = panels.first * stride;
         if (block_ == 1)
-          layer.weights.multiply_x(x_rows + row, rows.size(), panels, x_sums - before, stride, back);
+          layer.weights.multiply_x(x_rows + row, rows.size(), panels, x_sums - before, stride, all, back);
         else
           sums.x_part = step.x_part(panels.first, row), sums.x_stride = step.x_part_stride;
-        layer.weights.multiply_h(h_rows + row, rows.size(), panels, h_sums - before, stride, back);
+        layer.weights.multiply_h(h_rows + row, rows.size(), panels, h_sums - before, stride, all, back);
         apply_cells_of_rows(step, sums);
       }
     }
@@ -626,8 +627,13 @@ template <class C, class T> class ForwardPass {
   template <int Gates, class RowOf>
   void products(const Step& step, const T* weights, int64_t k_size, Range panels, const RowOf& row_of) const {
     for (int64_t r = 0; r < step.count; ++r) step.row_pointers[r] = row_of(step.rows[r]);
-    const Products<Gates, T> product{step.row_pointers, weights, k_size, sums_at(step, Gates, 0, 0),
-                                     step.part.rows.size() * Gates * width};
+    const Products<Gates, T> product{step.row_pointers,
+                                     weights,
+                                     k_size,
+                                     sums_at(step, Gates, 0, 0),
+                                     step.part.rows.size() * Gates * width,
+                                     {},
+                                     false};
     run_tiles<Gates>(product, step.count, panels.first, panels.last);
   }
 
@@ -714,7 +720,7 @@ template <class C, class T> class ForwardPass {
     const Part& part = step.part;
     for (int64_t r = 0; r < step.count; ++r) step.row_pointers[r] = step.layer.operand + step.rows[r].before;
     step.layer.weights.multiply_h(step.row_pointers, step.count, part.panels, sums_at(step, C::gates, 0, 0),
-                                  part.rows.size() * C::gates * width);
+                                  part.rows.size() * C::gates * width, part.panels);
     part.wait();
     for (int64_t r = 0; r < step.count; ++r) normalize_row(step, r);
     if (!C::has_c) return;

@@ -15,6 +15,12 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
+struct Range {
+  int64_t first, last;
+  int64_t size() const { return last - first; }
+  bool has(int64_t number) const { return first <= number && number < last; }
+};
+
 template <class T> constexpr int64_t panels_of(int64_t units) { return ceil_div(units, lanes<T>); }
 
 // --- tile sizes, from the number of registers ---
@@ -35,7 +41,7 @@ template <int Gates>
 constexpr int high_rows = full_rows<Gates> * (in_halves<Gates> ? 2 : 1) - (in_halves<Gates> ? 1 : 0);
 // With fewer rows more panels run together: below 8 independent chains the latency of fma is the limit.
 template <int Gates> constexpr int64_t panels_for(int64_t rows) {
-  int64_t panels = 8;
+  int64_t panels = rows == 1 ? 8 : 4;
   while (panels > 1 && !fits(rows, Gates * panels)) panels /= 2;
   return panels;
 }
@@ -141,24 +147,48 @@ RNNFAST_INLINE void add_products(vec<T> (&acc)[Rows][Columns], const X& x, const
   }
 }
 
+// Where several tiles use the same weights, each fetches its part of the next ones into L2 meanwhile, a vector or a
+// line for every k. Without that, weights that come from L3 or memory are waited for at every panel's first tile.
+template <class T> struct Ahead {
+  const T* at;
+  int64_t step;  // 0: there is nothing to fetch
+  RNNFAST_INLINE void operator()(int64_t k) const { __builtin_prefetch(at + k * step, 0, 2); }
+  RNNFAST_INLINE void advance(int64_t k) { at += k * step; }
+};
+struct Nothing {
+  RNNFAST_INLINE void operator()(int64_t) const {}
+  RNNFAST_INLINE void advance(int64_t) {}
+};
+
+// Of which tiles the code for it is worth its size: of several, each has at least half of the full height.
+template <class T, int Gates, int Rows, int Panels>
+constexpr bool fetches_ahead = !kept_small<T> && 2 * Rows >= full_rows<Gates> && Rows > 1 &&
+                               Panels == panels_for<Gates>(Rows);
+// Where so many rows are one tile, or the weights are small enough to stay in L2, there is nothing to gain.
+template <class T> constexpr bool reads_from_afar(int64_t rows, int64_t most_rows, int64_t weights) {
+  return rows > most_rows && weights * static_cast<int64_t>(sizeof(T)) > 256 << 10;
+}
+
 // acc[r][p * gates + g] += sum over k of a[r][k * a_step] * b[p][k][column of g], in the order of k.
 // b is [k][b_columns][lane]; Map is the column of each gate.
-template <class Map, int AStep, int BColumns, int Rows, int Panels, class T>
+template <class Map, int AStep, int BColumns, int Rows, int Panels, class T, class Fetch = Nothing>
 RNNFAST_INLINE void accumulate(vec<T> (&acc)[Rows][Panels * Map::count], const T* const (&a)[Rows],
-                               const T* const (&b)[Panels], int64_t k_size) {
+                               const T* const (&b)[Panels], int64_t k_size, const Fetch& fetch = {}) {
   constexpr int gates = Map::count, width = lanes<T>;
-  for (int64_t k = 0; k < k_size; ++k)
+  for (int64_t k = 0; k < k_size; ++k) {
+    fetch(k);
     add_products<Rows, Panels * gates, T>(
         acc, [&](int r) { return splat(a[r][k * AStep]); },
         [&](int c) { return load(b[c / gates] + (k * BColumns + Map::at(c % gates)) * width); });
+  }
 }
 
 // acc[r][p] += sum over units u and gates g of a[r](u, column of g) * b[p][u][g], u ascending and g within u.
 // a[r] is a row of gradients, laid out [panel][...][column][lane] with `panel_stride` between panels; the chain runs
 // over units, not over lanes, so its order is the same for every vector width.
-template <class Map, int Rows, int Panels, class T>
+template <class Map, int Rows, int Panels, class T, class Fetch>
 RNNFAST_INLINE void accumulate_units(vec<T> (&acc)[Rows][Panels], const T* const (&a)[Rows], int64_t panel_stride,
-                                     const T* const (&b)[Panels], int64_t units) {
+                                     const T* const (&b)[Panels], int64_t units, Fetch fetch) {
   constexpr int gates = Map::count, width = lanes<T>;
   const T* w[Panels];
   RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) w[p] = b[p];
@@ -172,6 +202,7 @@ RNNFAST_INLINE void accumulate_units(vec<T> (&acc)[Rows][Panels], const T* const
     const int64_t count = min(left, width);
     for (int64_t u = 0; u < count; ++u) {
       RNNFAST_UNROLL_FOR (int g = 0; g < gates; ++g) {
+        fetch(g);
         add_products<Rows, Panels, T>(
             acc, [&](int r) { return splat(a[r][at + u + Map::at(g) * width]); },
             [&](int p) { return load(w[p] + g * width); });
@@ -181,6 +212,7 @@ RNNFAST_INLINE void accumulate_units(vec<T> (&acc)[Rows][Panels], const T* const
             RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) stay_in_register(acc[r][p]);
       }
       RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) w[p] += gates * width;
+      fetch.advance(gates);
     }
   }
 }
@@ -279,7 +311,7 @@ template <class T> struct OuterSums {
 
 // out[row] = sum over units u and gates g of da[row](u, column of g) * weights[panel][u][g]: da W or da U.
 template <class Map, class T> struct UnitSums {
-  static constexpr int width = lanes<T>, most_panels = 8, most_rows = full_rows<1>;
+  static constexpr int gates = Map::count, width = lanes<T>, most_panels = 8, most_rows = full_rows<1>;
   const T *da, *weights;
   int64_t da_stride, row_stride;  // between panels, between rows
   int64_t units;
@@ -287,15 +319,42 @@ template <class Map, class T> struct UnitSums {
   int64_t out_size;  // a row's features
   bool add;          // out = sum + out
 
+  // Of a panel's weights so many tiles use a piece at a time.
+  struct Piece {
+    Range units;
+    T* sums;         // of the pieces before, [row][panel][lane]
+    const T* ahead;  // the next piece's weights, or null
+  };
+  Piece piece{};
+
   template <int Rows, int Panels> void tile(int64_t panel, int64_t row) const {
+    const int64_t panel_size = units * gates * width;
     vec<T> acc[Rows][Panels];
     const T *a[Rows], *b[Panels];
     RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r) {
       a[r] = da + (row + r) * row_stride;
       RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) acc[r][p] = vec<T>{};
     }
-    RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) b[p] = weights + (panel + p) * units * Map::count * width;
-    accumulate_units<Map, Rows, Panels, T>(acc, a, da_stride, b, units);
+    RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) b[p] = weights + (panel + p) * panel_size;
+    if constexpr (fetches_ahead<T, 1, Rows, Panels>) {
+      const int64_t first = piece.units.first;
+      T* const before = piece.sums + row * Panels * width;
+      if (first > 0)
+        RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
+          RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) acc[r][p] = load(before + (r * Panels + p) * width);
+      RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r) a[r] += first / width * da_stride;
+      RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) b[p] += first * gates * width;
+      const Ahead<T> fetch =
+          piece.ahead ? Ahead<T>{piece.ahead + row / Rows % Panels * panel_size, width} : Ahead<T>{a[0], 0};
+      accumulate_units<Map, Rows, Panels, T>(acc, a, da_stride, b, piece.units.size(), fetch);
+      if (piece.units.last < units) {
+        RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
+          RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) store<T>(before + (r * Panels + p) * width, acc[r][p]);
+        return;
+      }
+    } else {
+      accumulate_units<Map, Rows, Panels, T>(acc, a, da_stride, b, units, Nothing{});
+    }
     vec<T> sums[Rows][Panels];  // in memory, so that the loops below need not be unrolled
     RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
       RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) sums[r][p] = acc[r][p];
@@ -304,6 +363,32 @@ template <class Map, class T> struct UnitSums {
         const int64_t at = (panel + p) * width, valid = min(width, out_size - at);
         T* to = out[row + r] + at;
         store_part(to, add ? sums[r][p] + load_part(to, valid) : sums[r][p], valid);
+      }
+  }
+
+  // A piece is small enough to stay in L2 beside the next one.
+  void run(int64_t rows, Range panels) {
+    piece = {{0, units}, nullptr, nullptr};
+    if constexpr (!kept_small<T>)
+      if (reads_from_afar<T>(rows, most_rows, panels.size() * units * gates * width)) return run_pieces(rows, panels);
+    run_tiles<1>(*this, rows, panels.first, panels.last);
+  }
+
+ private:
+  RNNFAST_NOINLINE void run_pieces(int64_t rows, Range panels) {
+    constexpr int64_t some = 64, full = full_panels<1>;  // rows, panels
+    constexpr int64_t most_units = (256 << 10) / (full * gates * vector_bytes) / width * width;
+    alignas(64) T sums[some * full * width];
+    for (int64_t row = 0; row < rows; row += some, da += some * row_stride, out += some)
+      for (int64_t panel = panels.first, count; panel < panels.last; panel += count) {
+        count = panel_group(panels.last - panel, full);
+        for (int64_t unit = 0; unit < units; unit = piece.units.last) {
+          piece = {{unit, count == full ? min(unit + most_units, units) : units}, sums, weights};
+          const bool last = piece.units.last == units;
+          const int64_t next = !last ? panel : panels.has(panel + count) ? panel + count : panels.first;
+          piece.ahead += (next * units + (last ? 0 : piece.units.last)) * gates * width;
+          run_rows<1>(*this, min(some, rows - row), panel, count);
+        }
       }
   }
 };

@@ -117,6 +117,8 @@ template <int Gates, class T> struct Products {
   int64_t k_size;
   T* sums;
   int64_t panel_stride;  // of the sums
+  Range walk{};          // what to fetch ahead: all panels of the step, or nothing
+  bool back = false;     // they are gone over from the last to the first
 
   template <int R, int P> RNNFAST_INLINE void tile(int64_t panel, int64_t row) const {
     if constexpr (fits(R, P * Gates)) {
@@ -139,7 +141,14 @@ template <int Gates, class T> struct Products {
     }
     RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
       RNNFAST_UNROLL_FOR (int j = 0; j < P * count; ++j) acc[r][j] = vec<T>{};
-    accumulate<Map, 1, Gates, R, P, T>(acc, a, b, k_size);
+    if constexpr (fetches_ahead<T, Gates, R, P>) {
+      constexpr int64_t line = 64 / sizeof(T), lines = ceil_div(P * Gates * vector_bytes, 64);  // for each k
+      const int64_t next = back ? panel - P : panel + P;
+      const T* ahead = packed + next * k_size * Gates * width + row / R % lines * k_size * line;
+      accumulate<Map, 1, Gates, R, P, T>(acc, a, b, k_size, walk.has(next) ? Ahead<T>{ahead, line} : Ahead<T>{a[0], 0});
+    } else {
+      accumulate<Map, 1, Gates, R, P, T>(acc, a, b, k_size);
+    }
     RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p)
       RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
         RNNFAST_UNROLL_FOR (int g = 0; g < count; ++g)
@@ -269,13 +278,14 @@ template <class C, class T> struct Packed {
   }
 
   // Sums over x or over h, [panel][row][gate][lane], of some panels. `sums` is where those of panel 0 are or would be.
-  void multiply_x(const T* const* rows, int64_t count, Range panels, T* sums, int64_t panel_stride,
+  // They are some of those in `walk`, which other calls go over too.
+  void multiply_x(const T* const* rows, int64_t count, Range panels, T* sums, int64_t panel_stride, Range walk,
                   bool back = false) const {
-    multiply({rows, w, n.inputs, sums, panel_stride}, w_tail, count, panels, back);
+    multiply({rows, w, n.inputs, sums, panel_stride, walk, back}, w_tail, count, panels);
   }
-  void multiply_h(const T* const* rows, int64_t count, Range panels, T* sums, int64_t panel_stride,
+  void multiply_h(const T* const* rows, int64_t count, Range panels, T* sums, int64_t panel_stride, Range walk,
                   bool back = false) const {
-    multiply({rows, u, n.outputs, sums, panel_stride}, u_tail, count, panels, back);
+    multiply({rows, u, n.outputs, sums, panel_stride, walk, back}, u_tail, count, panels);
   }
 
   // The columns of one row and panel from the normalized sums of its gates.
@@ -312,10 +322,12 @@ template <class C, class T> struct Packed {
   }
 
  private:
-  RNNFAST_NOINLINE void multiply(const Products<C::gates, T>& products, const Tail<C::gates, T>& tail, int64_t count,
-                                 Range panels, bool back) const {
+  RNNFAST_NOINLINE void multiply(Products<C::gates, T> products, const Tail<C::gates, T>& tail, int64_t count,
+                                 Range panels) const {
     const bool has_tail = tail.packed && count > 1 && panels.last == n.panels && panels.size() > 0;
-    run_tiles<C::gates>(products, count, panels.first, panels.last - has_tail, back);
+    const int64_t weights = products.walk.size() * products.k_size * C::gates * width;
+    if (!reads_from_afar<T>(count, products.most_rows, weights)) products.walk = {};
+    run_tiles<C::gates>(products, count, panels.first, panels.last - has_tail, products.back);
     if (has_tail) tail.multiply(products.rows, count, products.sums + (n.panels - 1) * products.panel_stride);
   }
 

@@ -11,11 +11,6 @@
 namespace rnnfast {
 namespace {
 
-struct Range {
-  int64_t first, last;
-  int64_t size() const { return last - first; }
-};
-
 // Part `k` of n things cut into `parts`.
 inline Range share(int64_t n, int64_t k, int64_t parts) {
   if (parts == 1) return {0, n};  // divisions take longer than all else here
