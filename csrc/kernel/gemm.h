@@ -166,7 +166,7 @@ constexpr bool fetches_ahead = !kept_small<T> && 2 * Rows >= full_rows<Gates> &&
                                Panels == panels_for<Gates>(Rows);
 // Where so many rows are one tile, or the weights are small enough to stay in L2, there is nothing to gain.
 template <class T> constexpr bool reads_from_afar(int64_t rows, int64_t most_rows, int64_t weights) {
-  return rows > most_rows && weights * static_cast<int64_t>(sizeof(T)) > 256 << 10;
+  return rows > most_rows && weights * static_cast<int64_t>(sizeof(T)) > 512 << 10;
 }
 
 // acc[r][p * gates + g] += sum over k of a[r][k * a_step] * b[p][k][column of g], in the order of k.
@@ -319,7 +319,9 @@ template <class Map, class T> struct UnitSums {
   int64_t out_size;  // a row's features
   bool add;          // out = sum + out
 
-  // Of a panel's weights so many tiles use a piece at a time.
+  // Where full tiles have so wide vectors that their weights may not fit in L2, all rows' tiles use one piece of these
+  // after the other.
+  static constexpr bool in_pieces = !kept_small<T> && full_panels<1> * vector_bytes > 64;
   struct Piece {
     Range units;
     T* sums;         // of the pieces before, [row][panel][lane]
@@ -336,7 +338,7 @@ template <class Map, class T> struct UnitSums {
       RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) acc[r][p] = vec<T>{};
     }
     RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) b[p] = weights + (panel + p) * panel_size;
-    if constexpr (fetches_ahead<T, 1, Rows, Panels>) {
+    if constexpr (in_pieces && fetches_ahead<T, 1, Rows, Panels>) {
       const int64_t first = piece.units.first;
       T* const before = piece.sums + row * Panels * width;
       if (first > 0)
@@ -369,7 +371,7 @@ template <class Map, class T> struct UnitSums {
   // A piece is small enough to stay in L2 beside the next one.
   void run(int64_t rows, Range panels) {
     piece = {{0, units}, nullptr, nullptr};
-    if constexpr (!kept_small<T>)
+    if constexpr (in_pieces)
       if (reads_from_afar<T>(rows, most_rows, panels.size() * units * gates * width)) return run_pieces(rows, panels);
     run_tiles<1>(*this, rows, panels.first, panels.last);
   }

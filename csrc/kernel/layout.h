@@ -141,13 +141,13 @@ template <int Gates, class T> struct Products {
     }
     RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
       RNNFAST_UNROLL_FOR (int j = 0; j < P * count; ++j) acc[r][j] = vec<T>{};
-    if constexpr (fetches_ahead<T, Gates, R, P>) {
+    const int64_t next = back ? panel - P : panel + P;
+    if (fetches_ahead<T, Gates, R, P> && walk.has(next)) {
       constexpr int64_t line = 64 / sizeof(T), lines = ceil_div(P * Gates * vector_bytes, 64);  // for each k
-      const int64_t next = back ? panel - P : panel + P;
       const T* ahead = packed + next * k_size * Gates * width + row / R % lines * k_size * line;
-      accumulate<Map, 1, Gates, R, P, T>(acc, a, b, k_size, walk.has(next) ? Ahead<T>{ahead, line} : Ahead<T>{a[0], 0});
+      accumulate<Map, 1, Gates, R, P, T>(acc, a, b, k_size, Ahead<T>{ahead, line});
     } else {
-      accumulate<Map, 1, Gates, R, P, T>(acc, a, b, k_size);
+      accumulate<Map, 1, Gates, R, P, T>(acc, a, b, k_size, Nothing{});
     }
     RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p)
       RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
