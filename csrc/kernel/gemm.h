@@ -319,8 +319,8 @@ template <class Map, class T> struct UnitSums {
   int64_t out_size;  // a row's features
   bool add;          // out = sum + out
 
-  // Where full tiles have so wide vectors that their weights may not fit in L2, all rows' tiles use one piece of these
-  // after the other.
+  // Where vectors are so wide that the weights of a full tile's panels may not fit in L2, the tiles of all rows use one
+  // piece of them after the other. It is small enough to stay there beside the next one.
   static constexpr bool in_pieces = !kept_small<T> && full_panels<1> * vector_bytes > 64;
   struct Piece {
     Range units;
@@ -368,7 +368,6 @@ template <class Map, class T> struct UnitSums {
       }
   }
 
-  // A piece is small enough to stay in L2 beside the next one.
   void run(int64_t rows, Range panels) {
     piece = {{0, units}, nullptr, nullptr};
     if constexpr (in_pieces)
@@ -377,21 +376,26 @@ template <class Map, class T> struct UnitSums {
   }
 
  private:
+  // Rows in equal sets, so that every tile has at least half of the full height and knows of pieces.
   RNNFAST_NOINLINE void run_pieces(int64_t rows, Range panels) {
-    constexpr int64_t some = 64, full = full_panels<1>;  // rows, panels
+    constexpr int64_t most = 64, full = full_panels<1>;  // rows, panels
     constexpr int64_t most_units = (256 << 10) / (full * gates * vector_bytes) / width * width;
-    alignas(64) T sums[some * full * width];
-    for (int64_t row = 0; row < rows; row += some, da += some * row_stride, out += some)
-      for (int64_t panel = panels.first, count; panel < panels.last; panel += count) {
-        count = panel_group(panels.last - panel, full);
-        for (int64_t unit = 0; unit < units; unit = piece.units.last) {
-          piece = {{unit, count == full ? min(unit + most_units, units) : units}, sums, weights};
-          const bool last = piece.units.last == units;
-          const int64_t next = !last ? panel : panels.has(panel + count) ? panel + count : panels.first;
-          piece.ahead += (next * units + (last ? 0 : piece.units.last)) * gates * width;
-          run_rows<1>(*this, min(some, rows - row), panel, count);
+    alignas(64) T sums[most * full * width];
+    const int64_t sets = ceil_div(rows, most);
+    UnitSums set = *this;
+    for (int64_t j = 0; j < sets; ++j) {
+      const int64_t row = rows * j / sets, count = rows * (j + 1) / sets - row;
+      set.da = da + row * row_stride, set.out = out + row;
+      for (int64_t panel = panels.first, group; panel < panels.last; panel += group) {
+        group = panel_group(panels.last - panel, full);
+        for (int64_t unit = 0; unit < units; unit = set.piece.units.last) {
+          const int64_t end = group == full ? min(unit + most_units, units) : units;
+          const int64_t next = end < units ? panel : panels.has(panel + group) ? panel + group : panels.first;
+          set.piece = {{unit, end}, sums, weights + (next * units + end % units) * gates * width};
+          run_rows<1>(set, count, panel, group);
         }
       }
+    }
   }
 };
 

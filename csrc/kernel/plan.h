@@ -115,7 +115,8 @@ inline int useful_threads(int threads, int64_t products_per_step, int64_t batch,
 // So many elements of at least 8 bytes for each thread that no two threads write to one line of a cache.
 constexpr int64_t apart(int64_t count) { return ceil_div(count, 8) * 8; }
 
-// Steps whose input product is taken together: enough rows to fill tiles, few enough that the result stays in cache.
+// Steps whose input product is taken together: enough rows to fill tiles, few enough that the result stays in cache. Of
+// wide inputs more, so that reading W from afar is shared by rows: their sums are then small beside it.
 inline int64_t forward_block(const Extent& e, int threads) {
   const int64_t budget = int64_t{256} << 10;
   const int64_t rows = max(max(64, e.inputs / 4), budget * threads / max(1, e.row_bytes));
