@@ -624,8 +624,9 @@ template <class C, class T> class BackwardPass {
   void hidden_product(const Layer& layer, const Scratch& s, T* out, const T* u, const T* da, const Part& part,
                       Range rows, T** out_rows, bool add) const {
     for (int64_t k = rows.first; k < rows.last; ++k) out_rows[k - rows.first] = d_h_at(layer, out, s.rows[k].b);
-    UnitSums<Map, T> sums{da + rows.first * da_row,      u,  block_rows_ * da_row, da_row, layer.n.units, out_rows,
-                          layer.n.output_panels * width, add};
+    const UnitSums<Map, T> sums{
+        da + rows.first * da_row,      u,  block_rows_ * da_row, da_row, layer.n.units, out_rows,
+        layer.n.output_panels * width, add};
     sums.run(rows.size(), part.outputs);
   }
 
@@ -698,7 +699,7 @@ template <class C, class T> class BackwardPass {
       }
     part.wait();
     for (int64_t k = rows.first; k < rows.last; ++k) out_rows[k - rows.first] = unprojected_at(layer, s, s.rows[k].b);
-    UnitSums<Columns<0>, T> sums{
+    const UnitSums<Columns<0>, T> sums{
         s.d_output + rows.first * width, s.hr, block_rows_ * width, width, layer.n.outputs, out_rows,
         layer.n.panels * width,          false};
     sums.run(rows.size(), part.panels);
@@ -913,7 +914,7 @@ template <class C, class T> class BackwardPass {
     for (int64_t k = rows.first; k < rows.last; ++k)
       out_rows[k - rows.first] = layer.d_x.at(scratch.rows[k].t, scratch.rows[k].b);
     const T* da = d_products(scratch, false) + rows.first * da_row;
-    UnitSums<typename C::x_columns, T> sums{
+    const UnitSums<typename C::x_columns, T> sums{
         da, scratch.w, block_rows_ * da_row, da_row, layer.n.units, out_rows, layer.n.inputs, false};
     sums.run(rows.size(), {0, panels_of<T>(layer.n.inputs)});
   }

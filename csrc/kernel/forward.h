@@ -455,7 +455,7 @@ template <class C, class T> class ForwardPass {
   // A step of several: products of as many rows and panels as fit in a near cache, and then their cells, which go in
   // lock step and wait for their functions together. The few cells of a single tile could not.
   void step_of_rows(const Step& step) const {
-    constexpr int64_t most = (C::gates == 1 ? 8192 : 2048) / vector_bytes;  // cells
+    constexpr int64_t most = (C::gates == 1 ? 8192 : 2048) / vector_bytes;  // cells, a power of two
     alignas(64) T x_sums[most * C::gates * width], h_sums[most * C::gates * width];
     const Layer& layer = step.layer;
     const T **h_rows = step.row_pointers, **x_rows = h_rows + pass_.batch;
@@ -627,13 +627,8 @@ template <class C, class T> class ForwardPass {
   template <int Gates, class RowOf>
   void products(const Step& step, const T* weights, int64_t k_size, Range panels, const RowOf& row_of) const {
     for (int64_t r = 0; r < step.count; ++r) step.row_pointers[r] = row_of(step.rows[r]);
-    const Products<Gates, T> product{step.row_pointers,
-                                     weights,
-                                     k_size,
-                                     sums_at(step, Gates, 0, 0),
-                                     step.part.rows.size() * Gates * width,
-                                     {},
-                                     false};
+    const Products<Gates, T> product{step.row_pointers, weights, k_size, sums_at(step, Gates, 0, 0),
+                                     step.part.rows.size() * Gates * width};
     run_tiles<Gates>(product, step.count, panels.first, panels.last);
   }
 

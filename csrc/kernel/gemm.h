@@ -39,9 +39,10 @@ template <int Gates> constexpr int full_rows = full_rows_from<Gates>(1);
 template <int Gates> constexpr bool in_halves = registers < 32 && Gates == 4;
 template <int Gates>
 constexpr int high_rows = full_rows<Gates> * (in_halves<Gates> ? 2 : 1) - (in_halves<Gates> ? 1 : 0);
-// With fewer rows more panels run together: below 8 independent chains the latency of fma is the limit.
+// With fewer rows more panels run together: below 8 independent chains of whole vectors the latency of fma is the
+// limit.
 template <int Gates> constexpr int64_t panels_for(int64_t rows) {
-  int64_t panels = rows == 1 ? 8 : 4;
+  int64_t panels = rows > 1 && vector_bytes == 64 ? 4 : 8;
   while (panels > 1 && !fits(rows, Gates * panels)) panels /= 2;
   return panels;
 }
@@ -160,11 +161,14 @@ struct Nothing {
   RNNFAST_INLINE void advance(int64_t) {}
 };
 
-// Of which tiles the code for it is worth its size: of several, each has at least half of the full height.
+// Which of the parts is a tile's: rows are divided almost equally, so this is the tile's number.
+template <int Rows> constexpr int64_t tile_number(int64_t row) { return (row + Rows / 2) / Rows; }
+
+// The tiles that do so: where there are several, each has at least half of the full height.
 template <class T, int Gates, int Rows, int Panels>
 constexpr bool fetches_ahead = !kept_small<T> && 2 * Rows >= full_rows<Gates> && Rows > 1 &&
                                Panels == panels_for<Gates>(Rows);
-// Where so many rows are one tile, or the weights are small enough to stay in L2, there is nothing to gain.
+// Where so many rows are one tile, or the weights are few enough to stay in L2, there is nothing to gain.
 template <class T> constexpr bool reads_from_afar(int64_t rows, int64_t most_rows, int64_t weights) {
   return rows > most_rows && weights * static_cast<int64_t>(sizeof(T)) > 512 << 10;
 }
@@ -319,15 +323,15 @@ template <class Map, class T> struct UnitSums {
   int64_t out_size;  // a row's features
   bool add;          // out = sum + out
 
-  // Where vectors are so wide that the weights of a full tile's panels may not fit in L2, the tiles of all rows use one
-  // piece of them after the other. It is small enough to stay there beside the next one.
+  // Where vectors are so wide that the weights of a full tile's panels may not fit in L2, the tiles of some rows use
+  // one piece of them after the other. It is small enough to stay there beside the next one.
   static constexpr bool in_pieces = !kept_small<T> && full_panels<1> * vector_bytes > 64;
   struct Piece {
     Range units;
     T* sums;         // of the pieces before, [row][panel][lane]
     const T* ahead;  // the next piece's weights, or null
   };
-  Piece piece{};
+  Piece piece{{0, units}, nullptr, nullptr};
 
   template <int Rows, int Panels> void tile(int64_t panel, int64_t row) const {
     const int64_t panel_size = units * gates * width;
@@ -340,18 +344,19 @@ template <class Map, class T> struct UnitSums {
     RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) b[p] = weights + (panel + p) * panel_size;
     if constexpr (in_pieces && fetches_ahead<T, 1, Rows, Panels>) {
       const int64_t first = piece.units.first;
-      T* const before = piece.sums + row * Panels * width;
       if (first > 0)
         RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
-          RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) acc[r][p] = load(before + (r * Panels + p) * width);
+          RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p)
+            acc[r][p] = load(piece.sums + ((row + r) * Panels + p) * width);
       RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r) a[r] += first / width * da_stride;
       RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) b[p] += first * gates * width;
       const Ahead<T> fetch =
-          piece.ahead ? Ahead<T>{piece.ahead + row / Rows % Panels * panel_size, width} : Ahead<T>{a[0], 0};
+          piece.ahead ? Ahead<T>{piece.ahead + tile_number<Rows>(row) % Panels * panel_size, width} : Ahead<T>{a[0], 0};
       accumulate_units<Map, Rows, Panels, T>(acc, a, da_stride, b, piece.units.size(), fetch);
       if (piece.units.last < units) {
         RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
-          RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) store<T>(before + (r * Panels + p) * width, acc[r][p]);
+          RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p)
+            store<T>(piece.sums + ((row + r) * Panels + p) * width, acc[r][p]);
         return;
       }
     } else {
@@ -368,8 +373,7 @@ template <class Map, class T> struct UnitSums {
       }
   }
 
-  void run(int64_t rows, Range panels) {
-    piece = {{0, units}, nullptr, nullptr};
+  RNNFAST_NOINLINE void run(int64_t rows, Range panels) const {
     if constexpr (in_pieces)
       if (reads_from_afar<T>(rows, most_rows, panels.size() * units * gates * width)) return run_pieces(rows, panels);
     run_tiles<1>(*this, rows, panels.first, panels.last);
@@ -377,9 +381,10 @@ template <class Map, class T> struct UnitSums {
 
  private:
   // Rows in equal sets, so that every tile has at least half of the full height and knows of pieces.
-  RNNFAST_NOINLINE void run_pieces(int64_t rows, Range panels) {
+  RNNFAST_NOINLINE void run_pieces(int64_t rows, Range panels) const {
     constexpr int64_t most = 64, full = full_panels<1>;  // rows, panels
     constexpr int64_t most_units = (256 << 10) / (full * gates * vector_bytes) / width * width;
+    static_assert(fetches_ahead<T, 1, (most_rows + 1) / 2, full> && fetches_ahead<T, 1, most_rows, full>);
     alignas(64) T sums[most * full * width];
     const int64_t sets = ceil_div(rows, most);
     UnitSums set = *this;

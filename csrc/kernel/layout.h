@@ -144,10 +144,10 @@ template <int Gates, class T> struct Products {
     const int64_t next = back ? panel - P : panel + P;
     if (fetches_ahead<T, Gates, R, P> && walk.has(next)) {
       constexpr int64_t line = 64 / sizeof(T), lines = ceil_div(P * Gates * vector_bytes, 64);  // for each k
-      const T* ahead = packed + next * k_size * Gates * width + row / R % lines * k_size * line;
+      const T* ahead = packed + next * k_size * Gates * width + tile_number<R>(row) % lines * k_size * line;
       accumulate<Map, 1, Gates, R, P, T>(acc, a, b, k_size, Ahead<T>{ahead, line});
     } else {
-      accumulate<Map, 1, Gates, R, P, T>(acc, a, b, k_size, Nothing{});
+      accumulate<Map, 1, Gates, R, P, T>(acc, a, b, k_size);
     }
     RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p)
       RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)

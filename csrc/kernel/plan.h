@@ -116,10 +116,10 @@ inline int useful_threads(int threads, int64_t products_per_step, int64_t batch,
 constexpr int64_t apart(int64_t count) { return ceil_div(count, 8) * 8; }
 
 // Steps whose input product is taken together: enough rows to fill tiles, few enough that the result stays in cache. Of
-// wide inputs more, so that reading W from afar is shared by rows: their sums are then small beside it.
+// wide inputs some more, so that they share reading W, which comes from afar.
 inline int64_t forward_block(const Extent& e, int threads) {
   const int64_t budget = int64_t{256} << 10;
-  const int64_t rows = max(max(64, e.inputs / 4), budget * threads / max(1, e.row_bytes));
+  const int64_t rows = max(max(64, min(e.inputs / 4, 256)), budget * threads / max(1, e.row_bytes));
   return max(1, min(e.steps, rows / max(1, e.batch)));
 }
 
