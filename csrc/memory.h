@@ -53,8 +53,8 @@ class Memory {
 };
 
 // The block of a call that has ended, for the next call: fresh memory comes from the system page by page, each cleared,
-// which takes 3 to 8 % of a training call, and more where layers are large. No lock, which a fork could leave taken: who
-// comes second gets a new block.
+// which takes 3 to 8 % of a training call, and more where layers are large. No lock, which a fork could leave taken:
+// who comes second gets a new block.
 class Spare {
  public:
   using Block = std::unique_ptr<Memory>;
