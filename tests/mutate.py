@@ -43,7 +43,7 @@ MUTATIONS = [Mutation(*row) for row in (
     ("math.h", "0x1.62e4p-1f", "0x1.62e2p-1f"),
     ("simd.h", "_mm256_max_ps(splat(bound), x)", "_mm256_max_ps(x, splat(bound))"),
     ("math.h", "at_most(x ^ sign, Constants<T>::tanh_high)", "at_most(x ^ sign, T(4))"),
-    ("gemm.h", "k < k_size; ++k)\n    add_products", "k < k_size - 1; ++k)\n    add_products"),
+    ("gemm.h", "k < k_size; ++k) {\n    fetch", "k < k_size - 1; ++k) {\n    fetch"),
     ("gemm.h", "most > left", "most > left + 1"),
     ("gemm.h", "return tile + 1 == tiles ? rows :", "return tile + 1 == tiles ? max(1, rows - 1) :"),
     ("gemm.h", "valid = min(width, out_size - at)", "valid = width"),
