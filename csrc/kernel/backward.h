@@ -315,9 +315,8 @@ template <class C, class T> class BackwardPass {
       scratch.weights = Packed<C, T>(packed, spec_, layer.n);
     }
     T** out_rows = out_rows_ + id * apart(block_rows_);
-    const Extent extent{pass_.steps,           pass_.batch,
-                        layer.n.inputs,        layer.n.panels,
-                        layer.n.output_panels, layer.n.panels * C::gates * width * static_cast<int64_t>(sizeof(T))};
+    const Extent extent{pass_.steps, pass_.batch, layer.n.panels, layer.n.output_panels,
+                        layer.n.panels * C::gates * width * static_cast<int64_t>(sizeof(T))};
     const Part part = make_part(team, extent, extent.row_bytes * layer.n.outputs, full_rows<1>);
     prepare(layer, scratch, team, part);
     const int64_t steps = pass_.batch ? pass_.steps : 0;

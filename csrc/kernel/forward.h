@@ -52,7 +52,7 @@ template <class C, class T> class ForwardPass {
     const Sizes most = largest_sizes<T>(spec_);
     const int64_t products = C::gates * most.units * (spec_.input_size + most.outputs) * batch * directions;
     threads_ = useful_threads(pass.threads, products, batch, pass.steps * spec_.num_layers, pass.in_succession);
-    block_ = forward_block(extent_of(most), threads_);
+    block_ = forward_block(extent_of(most), most.inputs, threads_);
     has_x_part_ = block_ > 1 || splits() || normalizes();
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
     h_ = arena_.template take<T>(directions * 2 * batch * most.output_panels * width);
@@ -145,8 +145,8 @@ template <class C, class T> class ForwardPass {
 
   bool has_recurrent_masks() const { return pass_.tape && pass_.recurrent_masks; }
   Extent extent_of(const Sizes& n) const {
-    return {pass_.steps, pass_.batch,     n.inputs,
-            n.panels,    n.output_panels, n.panels * C::gates * width * static_cast<int64_t>(sizeof(T))};
+    return {pass_.steps, pass_.batch, n.panels, n.output_panels,
+            n.panels * C::gates * width * static_cast<int64_t>(sizeof(T))};
   }
 
   void thread(int id, int count) {

@@ -66,7 +66,7 @@ struct Part {
 
 // The sizes of one layer that the plan depends on.
 struct Extent {
-  int64_t steps, batch, inputs, panels, output_panels;
+  int64_t steps, batch, panels, output_panels;
   int64_t row_bytes;  // row_bytes: the gates of one row, all units; as much as weights for one k
 };
 
@@ -117,9 +117,9 @@ constexpr int64_t apart(int64_t count) { return ceil_div(count, 8) * 8; }
 
 // Steps whose input product is taken together: enough rows to fill tiles, few enough that the result stays in cache. Of
 // wide inputs some more, so that they share reading W, which comes from afar.
-inline int64_t forward_block(const Extent& e, int threads) {
+inline int64_t forward_block(const Extent& e, int64_t inputs, int threads) {
   const int64_t budget = int64_t{256} << 10;
-  const int64_t rows = max(max(64, min(e.inputs / 4, 256)), budget * threads / max(1, e.row_bytes));
+  const int64_t rows = max(max(64, min(inputs / 4, 256)), budget * threads / max(1, e.row_bytes));
   return max(1, min(e.steps, rows / max(1, e.batch)));
 }
 
