@@ -476,10 +476,10 @@ template <class C, class T> class BackwardPass {
       pack_by_input(weight_hh, 2, n.units, n.outputs, s.u, outputs.first, outputs.last);
       pack_by_input(weight_hh + 2 * n.units * n.outputs, 1, n.units, n.outputs, u_n(layer, s.u), outputs.first,
                     outputs.last);
-    } else {
+    } else if (!reads_straight()) {
       pack_by_input(weight_hh, C::gates, n.units, n.outputs, s.u, outputs.first, outputs.last);
     }
-    if (layer.d_x.data) {
+    if (layer.d_x.data && !reads_straight()) {
       const Range inputs = share(panels_of<T>(n.inputs), team.rank, team.size);
       pack_by_input(typed(layer.weights->weight_ih), C::gates, n.units, n.inputs, s.w, inputs.first, inputs.last);
     }
@@ -606,6 +606,8 @@ template <class C, class T> class BackwardPass {
     if (s > 0 || layer.d_h0 || splits()) {  // where it is split, the product gives r its gradient too
       if (splits() || layer.options.recurrent_mask)
         operand_product(layer, scratch, part, rows, out_rows);
+      else if (reads_straight())
+        straight_product(layer, scratch, true, rows, part.outputs, out_rows);
       else
         hidden_product<typename C::h_columns>(layer, scratch, scratch.d_h, scratch.u, d_products(scratch, true), part,
                                               rows, out_rows, true);
@@ -910,12 +912,14 @@ template <class C, class T> class BackwardPass {
   // --- products over a block of steps ---
 
   void input_products(const Layer& layer, const Scratch& scratch, Range rows, T** out_rows) const {
+    const Range panels{0, panels_of<T>(layer.n.inputs)};
+    if (reads_straight()) return straight_product(layer, scratch, false, rows, panels, out_rows);
     for (int64_t k = rows.first; k < rows.last; ++k)
       out_rows[k - rows.first] = layer.d_x.at(scratch.rows[k].t, scratch.rows[k].b);
     const T* da = d_products(scratch, false) + rows.first * da_row;
     const UnitSums<typename C::x_columns, T> sums{
         da, scratch.w, block_rows_ * da_row, da_row, layer.n.units, out_rows, layer.n.inputs, false};
-    sums.run(rows.size(), {0, panels_of<T>(layer.n.inputs)});
+    sums.run(rows.size(), panels);
   }
 
   // x and h_prev of the block as tiles of `height` inputs, row after row: what the weight products broadcast.
@@ -979,6 +983,31 @@ template <class C, class T> class BackwardPass {
     constexpr int64_t most = registers == 32 ? 192 : 12;  // a block has as many; with AVX2 16 are slower
     const int64_t rows = pass_.steps * pass_.batch;
     return !kept_small<T> && rows > 0 && rows <= most && !splits() && !projects() && !pass_.recurrent_masks;
+  }
+
+  // And of how few rows the products by d_h and d_x take the weights as they are.
+  bool reads_straight() const {
+    constexpr int64_t most = 4;
+    return few_rows() && pass_.steps * pass_.batch <= most;
+  }
+
+  RNNFAST_ONCE void straight_product(const Layer& layer, const Scratch& s, bool of_h, Range rows, Range panels,
+                                     T** out_rows) const {
+    int columns[C::gates];
+    for (int g = 0; g < C::gates; ++g) columns[g] = of_h ? C::h_columns::at(g) : C::x_columns::at(g);
+    for (int64_t k = rows.first; k < rows.last; ++k)
+      out_rows[k - rows.first] = of_h ? d_h_at(layer, s.d_h, s.rows[k].b) : layer.d_x.at(s.rows[k].t, s.rows[k].b);
+    StraightUnitSums<T>{d_products(s, of_h) + rows.first * da_row,
+                        typed(of_h ? layer.weights->weight_hh : layer.weights->weight_ih),
+                        block_rows_ * da_row,
+                        da_row,
+                        columns,
+                        C::gates,
+                        layer.n.units,
+                        of_h ? layer.n.outputs : layer.n.inputs,
+                        out_rows,
+                        of_h}
+        .run(rows.size(), panels);
   }
 
   RNNFAST_NOINLINE void products_of_few(const Layer& layer, const Scratch& s, const Team& team, int64_t count,

@@ -168,9 +168,10 @@ template <int Rows> constexpr int64_t tile_number(int64_t row) { return (row + R
 template <class T, int Gates, int Rows, int Panels>
 constexpr bool fetches_ahead = !kept_small<T> && 2 * Rows >= full_rows<Gates> && Rows > 1 &&
                                Panels == panels_for<Gates>(Rows);
-// Where so many rows are one tile, or the weights are few enough to stay in L2, there is nothing to gain.
+// Where so many rows are one tile, or the weights of a layer, W and U, stay in L2 together, there is nothing to gain.
+// `weights`: of one of them, or the mean of both.
 template <class T> constexpr bool reads_from_afar(int64_t rows, int64_t most_rows, int64_t weights) {
-  return rows > most_rows && weights * static_cast<int64_t>(sizeof(T)) > 512 << 10;
+  return rows > most_rows && weights * static_cast<int64_t>(sizeof(T)) > 640 << 10;
 }
 
 // acc[r][p * gates + g] += sum over k of a[r][k * a_step] * b[p][k][column of g], in the order of k.
@@ -400,6 +401,53 @@ template <class Map, class T> struct UnitSums {
           run_rows<1>(set, count, panel, group);
         }
       }
+    }
+  }
+};
+
+// The same sums of few rows from weights as the caller has them, [gate * units][inputs]: packing them would take longer
+// than reading them once for every row.
+template <class T> struct StraightUnitSums {
+  static constexpr int width = lanes<T>, together = registers == 32 ? 16 : 8;  // vectors of inputs
+  const T *da, *weights;
+  int64_t da_stride, row_stride;  // as in UnitSums
+  const int* columns;             // of each gate
+  int64_t gates, units, inputs;
+  T* const* out;
+  bool add;
+
+  template <int Vectors> RNNFAST_NOINLINE void tile(int64_t row, int64_t input) const {
+    const int64_t valid = min(Vectors * width, inputs - input);  // less than all only of one vector
+    vec<T> acc[Vectors];
+    RNNFAST_UNROLL_FOR (int v = 0; v < Vectors; ++v) acc[v] = vec<T>{};
+    for (int64_t u = 0; u < units; ++u) {
+      const T* a = da + row * row_stride + u / width * da_stride + u % width;
+      const T* w = weights + u * inputs + input;
+      for (int64_t g = 0; g < gates; ++g, w += units * inputs) {
+        for (int line = 0; line < Vectors * width; line += 64 / static_cast<int>(sizeof(T)))
+          __builtin_prefetch(w + 2 * inputs + line);  // too short a piece of a row for the hardware to fetch ahead
+        const vec<T> one = splat(a[columns[g] * width]);
+        RNNFAST_UNROLL_FOR (int v = 0; v < Vectors; ++v)
+          acc[v] = fma(one, Vectors > 1 ? load(w + v * width) : load_part(w, valid), acc[v]);
+      }
+    }
+    vec<T> sums[Vectors];  // in memory, so that the loop below need not be unrolled
+    RNNFAST_UNROLL_FOR (int v = 0; v < Vectors; ++v) sums[v] = acc[v];
+    T* to = out[row] + input;
+    for (int v = 0; v < Vectors; ++v, to += width) {
+      const int64_t count = min(width, valid);
+      store_part(to, add ? sums[v] + load_part(to, count) : sums[v], count);
+    }
+  }
+
+  RNNFAST_NOINLINE void run(int64_t rows, Range panels) const {
+    for (int64_t p = panels.first, count; p < panels.last; p += count) {
+      const int64_t whole = min(panels.last, inputs / width) - p;
+      count = whole >= together ? together : whole >= 4 ? 4 : 1;
+      for (int64_t row = 0; row < rows; ++row)
+        count == together ? tile<together>(row, p * width)
+        : count == 4      ? tile<4>(row, p * width)
+                          : tile<1>(row, p * width);
     }
   }
 };

@@ -325,7 +325,7 @@ template <class C, class T> struct Packed {
   RNNFAST_NOINLINE void multiply(Products<C::gates, T> products, const Tail<C::gates, T>& tail, int64_t count,
                                  Range panels) const {
     const bool has_tail = tail.packed && count > 1 && panels.last == n.panels && panels.size() > 0;
-    const int64_t weights = products.walk.size() * products.k_size * C::gates * width;
+    const int64_t weights = products.walk.size() * (n.inputs + n.outputs) / 2 * C::gates * width;
     if (!reads_from_afar<T>(count, products.most_rows, weights)) products.walk = {};
     run_tiles<C::gates>(products, count, panels.first, panels.last - has_tail, products.back);
     if (has_tail) tail.multiply(products.rows, count, products.sums + (n.panels - 1) * products.panel_stride);
