@@ -224,7 +224,7 @@ def test_a_row_of_a_wide_layer_does_not_depend_on_its_batch(isa: str, kind: str)
     """Weights that many rows take in pieces, few at once, and three as they are; 65 and 66 are one and two more than a
     set of rows."""
     H = {"lstm": 300, "gru": 360}.get(kind, 1100)
-    problem = Problem(kind, "float32", 3, 66, 150, H)
+    problem = Problem(kind, "float32", 3, 66, 280, H)
     with exact_threads(1):
         whole = problem.results()
         for rows in (slice(4), slice(10, 17), slice(1, 66), slice(65, 66)):

@@ -587,20 +587,11 @@ template <class C, class T> class BackwardPass {
     if (projects()) unproject(layer, scratch, part, rows, out_rows);
     if (normalizes()) {
       cells_normalized(layer, scratch, part, rows);
+    } else if (layer.plain) {
+      apply_cells(layer, scratch, part.panels, rows, all.count, numbers.size());
     } else {
-      for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
-        // Prefetched are the same rows of the next panel; behind the last, the first panel of the step after, whose
-        // rows have the next places in the block.
-        const bool last = p + 1 == part.panels.last;
-        const int64_t next = last ? part.panels.first : p + 1, ahead = last ? all.count : 0;
-        if (layer.plain)
-          for (int64_t k = rows.first; k < rows.last; ++k) {
-            if (!kept_small<T> && k + ahead < numbers.size()) prefetch_cell(layer, scratch.rows[k + ahead], next);
-            apply_cell(layer, scratch, p, k);
-          }
-        else
-          for (int64_t k = rows.first; k < rows.last; ++k) apply_cell_with_options(layer, scratch, p, k);
-      }
+      for (int64_t p = part.panels.first; p < part.panels.last; ++p)
+        for (int64_t k = rows.first; k < rows.last; ++k) apply_cell_with_options(layer, scratch, p, k);
     }
     part.wait();
     if (s > 0 || layer.d_h0 || splits()) {  // where it is split, the product gives r its gradient too
@@ -734,7 +725,21 @@ template <class C, class T> class BackwardPass {
     RNNFAST_UNROLL_FOR (int j = 0; j < C::saved; ++j) __builtin_prefetch(saved + j * width);
   }
 
-  void apply_cell(const Layer& layer, const Scratch& scratch, int64_t p, int64_t k) const {
+  // Prefetched are the same rows of the next panel; behind the last, the first panel of the step after, whose rows have
+  // the next places in the block.
+  RNNFAST_HOT void apply_cells(const Layer& layer, const Scratch& scratch, Range panels, Range rows, int64_t step_rows,
+                               int64_t block_rows) const {
+    for (int64_t p = panels.first; p < panels.last; ++p) {
+      const bool last = p + 1 == panels.last;
+      const int64_t next = last ? panels.first : p + 1, ahead = last ? step_rows : 0;
+      for (int64_t k = rows.first; k < rows.last; ++k) {
+        if (!kept_small<T> && k + ahead < block_rows) prefetch_cell(layer, scratch.rows[k + ahead], next);
+        apply_cell(layer, scratch, p, k);
+      }
+    }
+  }
+
+  RNNFAST_INLINE void apply_cell(const Layer& layer, const Scratch& scratch, int64_t p, int64_t k) const {
     const Row& row = scratch.rows[k];
     const int64_t b = row.b, unit = p * width, valid = min(width, layer.n.units - unit);
     const int64_t at = (p * pass_.batch + b) * width;
@@ -991,8 +996,8 @@ template <class C, class T> class BackwardPass {
     return few_rows() && pass_.steps * pass_.batch <= most;
   }
 
-  RNNFAST_ONCE void straight_product(const Layer& layer, const Scratch& s, bool of_h, Range rows, Range panels,
-                                     T** out_rows) const {
+  RNNFAST_NOINLINE void straight_product(const Layer& layer, const Scratch& s, bool of_h, Range rows, Range panels,
+                                         T** out_rows) const {
     int columns[C::gates];
     for (int g = 0; g < C::gates; ++g) columns[g] = of_h ? C::h_columns::at(g) : C::x_columns::at(g);
     for (int64_t k = rows.first; k < rows.last; ++k)

@@ -282,7 +282,7 @@ template <class T> struct OuterSums {
   T* out;
 
   // Some units of a panel, and `valid` inputs from k on.
-  template <int Vectors> RNNFAST_NOINLINE void tile(const T* of_panel, int64_t unit, int64_t k, int64_t valid) const {
+  template <int Vectors> RNNFAST_HOT void tile(const T* of_panel, int64_t unit, int64_t k, int64_t valid) const {
     constexpr int count = min(4, width);  // units
     vec<T> acc[count][Vectors];
     RNNFAST_UNROLL_FOR (int u = 0; u < count; ++u)
@@ -416,7 +416,7 @@ template <class T> struct StraightUnitSums {
   T* const* out;
   bool add;
 
-  template <int Vectors> RNNFAST_NOINLINE void tile(int64_t row, int64_t input) const {
+  template <int Vectors> RNNFAST_HOT void tile(int64_t row, int64_t input) const {
     const int64_t valid = min(Vectors * width, inputs - input);  // less than all only of one vector
     vec<T> acc[Vectors];
     RNNFAST_UNROLL_FOR (int v = 0; v < Vectors; ++v) acc[v] = vec<T>{};
@@ -457,8 +457,8 @@ template <class T> struct StraightUnitSums {
 // The square of `rows` x `columns` at `in`, at most one vector each way, turned over its diagonal. Lines of `out` are
 // whole vectors with zeros behind the first `rows`, or cut there.
 template <class T, bool Cut>
-RNNFAST_NOINLINE void transpose_square(const T* in, int64_t in_stride, int64_t rows, int64_t columns, T* out,
-                                       int64_t out_stride) {
+RNNFAST_HOT void transpose_square(const T* in, int64_t in_stride, int64_t rows, int64_t columns, T* out,
+                                  int64_t out_stride) {
   vec<T> square[lanes<T>];
   RNNFAST_UNROLL_FOR (int r = 0; r < lanes<T>; ++r)
     square[r] = r < rows ? load_part(in + r * in_stride, columns) : splat(T(0));

@@ -17,10 +17,11 @@
 
 #define RNNFAST_INLINE inline __attribute__((always_inline))
 #define RNNFAST_INLINE_LAMBDA __attribute__((always_inline))
-// For what is large and not in an inner loop, so that there is one copy of it; and for what runs once a call, so that
-// it is small.
+// For what is large and not in an inner loop, so that there is one copy of it; for what runs once a call, so that it is
+// small; and for inner loops: GCC takes all for cold that cannot but lead to, or be called by, what is.
 #define RNNFAST_NOINLINE __attribute__((noinline))
 #define RNNFAST_ONCE __attribute__((noinline, cold))
+#define RNNFAST_HOT __attribute__((noinline, hot))
 // Loops of constant length over arrays of vectors: the arrays live in registers only if no index is left variable.
 #if defined(__clang__)
 #define RNNFAST_UNROLL_FOR(...) _Pragma("clang loop unroll(full)") for (__VA_ARGS__)
