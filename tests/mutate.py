@@ -3,7 +3,8 @@
     python tests/mutate.py [numbers of mutations]
 
 Makes one deliberate mistake after another in a copy of csrc/kernel, builds the guard and the fuzz program for one
-instruction set of x86-64, and says for each mistake whether they fail. Takes half an hour; not part of the tests.
+instruction set of x86-64, and says for each mistake whether they fail. Takes half an hour or more; not part of the
+tests.
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ MUTATIONS = [Mutation(*row) for row in (
     ("gemm.h", "min(width, units - p * width), min(width, k_size - k)", "width, min(width, k_size - k)"),
     ("gemm.h", "if (unit + u < units)", "if (true)"),
     ("gemm.h", "const bool full = inputs - k >= together * width;", "const bool full = inputs - k > 0;"),
+    ("gemm.h", "min(panels.last, inputs / width) - p", "min(panels.last, panels_of<T>(inputs)) - p"),
+    ("gemm.h", "u / width * da_stride + u % width", "u % width"),
+    ("gemm.h", "a[columns[g] * width]", "a[g * width]"),
+    ("gemm.h", "add ? sums[v] + load_part", "false ? sums[v] + load_part"),
+    ("backward.h", "d_products(s, of_h) + rows.first * da_row", "d_products(s, of_h)"),
     ("backward.h", "rows > 0 && rows <= most", "rows <= most"),
     ("gemm.h", "transpose_square<T, true>", "transpose_square<T, false>"),
     ("gemm.h", "vec<T>{};\n    accumulate<Map, height", "vec<T>{} + T(1e-7);\n    accumulate<Map, height"),
