@@ -95,7 +95,7 @@ void every_tile(Checker& checker) {
         c.layout = Layout::batch_first;
         checker.check(c);
       }
-    for (int64_t panels : {2, 3, 4, 7, 8, 9, 15}) {
+    for (int64_t panels : {2, 3, 4, 7, 8, 9, 15, 18}) {
       Case c;
       c.cell = cell, c.steps = 2, c.input_size = 2, c.hidden_size = panels * 16 - 1;
       c.batch = 1 + panels % 3, c.segments = panels % 2;
