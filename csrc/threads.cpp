@@ -87,7 +87,7 @@ class Event {
 
   void raise() {
     value_.fetch_add(1);
-    // Either this load sees the sleeper, or the sleeper's check in wait() sees the new value: both are seq_cst.
+    // Either this load sees the sleeper, or the sleeper's check in wait() sees the new value: all four are seq_cst.
     if (asleep_.load()) {
       std::lock_guard<std::mutex> lock(mutex_);
       wake_.notify_one();
@@ -106,7 +106,7 @@ class Event {
   void wait(uint32_t seen, int spins) {
     if (spin(seen, spins)) return;
     std::unique_lock<std::mutex> lock(mutex_);
-    asleep_.store(true);
+    asleep_.exchange(true);  // a store would do, but QEMU (7.2, aarch64 on x86-64) lets the load below overtake it
     wake_.wait(lock, [&] { return value_.load() != seen; });
     asleep_.store(false);
   }

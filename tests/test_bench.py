@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+import programs
 from rnnfast._bench import cases, cli, goals, limits, runner, shapes, summary, text
 from rnnfast._bench.cases import Case
 
@@ -108,7 +108,7 @@ def test_command_writes_json_and_reports_from_it(tmp_path: Path, recorded: dict[
     source, copy = tmp_path / "run.json", tmp_path / "made" / "copy.json"
     source.write_text(json.dumps(recorded))
     command = [sys.executable, "-m", "rnnfast", "bench", "--report", str(source), "--json", str(copy)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = programs.run(command)
     assert done.returncode == 0, done.stderr
     assert "1,1,8,16" in done.stdout
     assert json.loads(copy.read_text())["results"] == recorded["results"]

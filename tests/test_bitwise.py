@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import programs
 import rnnfast as rf
 from oracle import Axes, exact_threads, layer_results
 from test_threads import not_under_tsan
@@ -430,7 +430,7 @@ def test_exact_threads_are_that_many_however_small_the_work() -> None:
     """Without which the tests above would compare one thread with itself."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     environment["RNNFAST_THREADING"] = "pool"
-    run = subprocess.run([sys.executable, "-c", COUNT_THREADS], env=environment, capture_output=True, text=True)
+    run = programs.run_code(COUNT_THREADS, env=environment)
     assert run.stdout.strip() == "4", run.stderr
 
 

@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -18,6 +17,7 @@ import pytest
 
 import break_promises
 import mutate
+import programs
 
 SOURCE = Path(__file__).resolve().parents[1]
 CSRC = SOURCE / "csrc"
@@ -39,12 +39,7 @@ def program(*names: str) -> str:
 
 def run(*command: str | Path, **environment: str) -> str:
     """Standard output of a command that has to succeed."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        env={**os.environ, "PATH": SEARCH_PATH, **environment},
-        capture_output=True,
-        text=True,
-    )
+    done = programs.run(command, env={**os.environ, "PATH": SEARCH_PATH, **environment}, timeout=900)
     assert done.returncode == 0, f"{command} failed:\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -284,11 +279,22 @@ def test_many_callers_have_no_more_threads_at_work_than_one_team_beyond_them(nat
     assert "threads: 8 callers, " in run(native / "callers", RNNFAST_THREADING=backend)
 
 
+def test_no_worker_sleeps_through_a_call(native: Path) -> None:
+    assert run(native / "wakes", RNNFAST_THREADING="pool").startswith("20000 of 20000")
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="compares x86-64 with aarch64")
 def test_digests_are_equal_on_neon(native: Path, cross: Path) -> None:
     emulator = (program("qemu-aarch64"), "-L", f"/usr/{AARCH64}")
     isa = (fma_isas() or pytest.skip("this CPU has no FMA"))[0]
     assert digests(cross, *emulator, isa="neon") == digests(native, isa=isa)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere this is the native test")
+def test_no_worker_sleeps_through_a_call_under_an_emulator(cross: Path) -> None:
+    """QEMU lets a load overtake a store before it, even where both are sequentially consistent."""
+    emulator = (program("qemu-aarch64"), "-L", f"/usr/{AARCH64}")
+    assert run(*emulator, cross / "wakes", RNNFAST_THREADING="pool").startswith("20000 of 20000")
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere this is the native test")
@@ -310,9 +316,7 @@ def test_dispatch_takes_what_the_cpu_has(native: Path, cpu: str, best: str) -> N
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="emulates x86-64 CPUs")
 def test_forcing_what_the_cpu_lacks_is_an_error(native: Path) -> None:
     emulator = (program("qemu-x86_64"), "-cpu", "Nehalem")
-    done = subprocess.run(
-        [*emulator, native / "digest"], env={**os.environ, "RNNFAST_ISA": "x86_64_v3"}, capture_output=True, text=True
-    )
+    done = programs.run([*emulator, native / "digest"], env={**os.environ, "RNNFAST_ISA": "x86_64_v3"})
     assert done.returncode == 1
     assert "RNNFAST_ISA" in done.stderr
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import programs
 import rnnfast as rf
 from rnnfast import _demo
 
@@ -26,7 +27,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     command = [sys.executable, "-m", "rnnfast", *arguments]
     # One thread: the test should not depend on what else the machine does.
     variables = {"RNNFAST_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ, **environment}
-    return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=variables, timeout=120)
+    return programs.run(command, env=variables, errors="replace")
 
 
 def held_out(output: str) -> dict[str, float]:

@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import re
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import programs
 import rnnfast as rf
 from rnnfast import _core
 
@@ -427,9 +427,7 @@ def test_settings(case: str) -> None:
 
 def in_process(code: str, **environment: str) -> str:
     """What the last line of an error says."""
-    result = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
+    result = programs.run_code(code, env={**os.environ, **environment})
     return (result.stderr.strip().splitlines() or [""])[-1]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import programs
 import small_packages
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -30,7 +31,7 @@ METRICS = {
 def run(name: str, *arguments: str, data: Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     variables = {"OPENBLAS_NUM_THREADS": "1", **os.environ, "RNNFAST_DATA": str(data)}
     command = [sys.executable, str(EXAMPLES / name), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=600, cwd=cwd)
+    return programs.run(command, env=variables, timeout=600, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +198,7 @@ def test_what_is_missing_without_a_network_is_told(tmp_path: Path) -> None:
         "PIP_FIND_LINKS": str(tmp_path),
     }
     command = [sys.executable, str(EXAMPLES / "vowels.py")]
-    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120)
+    done = programs.run(command, env=variables)
     assert done.returncode == 2
     assert "needs the package aeon 1.6.0" in done.stderr
     assert "aeon==1.6.0" in done.stderr
@@ -284,7 +285,7 @@ def test_captions_of_real_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         pytest.skip("the packages have not been downloaded: run examples/captions.py once")
     monkeypatch.delenv("RNNFAST_DATA", raising=False)
     command = [sys.executable, str(EXAMPLES / "captions.py"), "--epochs", "1", "--limit", "80", "--threads", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    done = programs.run(command, timeout=240, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "nearest picture" in done.stdout
     assert (tmp_path / "captions.png").read_bytes().startswith(b"\x89PNG")

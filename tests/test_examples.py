@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import programs
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SEVEN = ["input", "state", "next state", "output", "error", "gradient", "update"]
 
@@ -17,7 +19,7 @@ SEVEN = ["input", "state", "next state", "output", "error", "gradient", "update"
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     variables = {"RNNFAST_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ}
     command = [sys.executable, str(EXAMPLES / name), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120)
+    return programs.run(command, env=variables)
 
 
 def test_hello_learns_with_each_cell() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import programs
 import rnnfast as rf
 from oracle import assert_close, tolerances
 from rnnfast.keras import activation, from_config, from_weights, to_config, to_weights
@@ -198,4 +197,5 @@ def test_other_things_are_no_layers() -> None:
 
 def test_neither_keras_nor_tensorflow_is_imported() -> None:
     code = "import sys, rnnfast.keras; sys.exit(any(name in sys.modules for name in ('keras', 'tensorflow', 'torch')))"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = programs.run_code(code)
+    assert done.returncode == 0, done.stderr

@@ -9,8 +9,6 @@ import importlib.resources
 import inspect
 import pickle
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import programs
 import rnnfast as rf
 import rnnfast.frozen
 from rnnfast import _core
@@ -768,7 +767,8 @@ def test_import_brings_no_other_library() -> None:
         "extra = {'torch', 'safetensors', 'tqdm', 'matplotlib', 'onnx', 'h5py'} & set(sys.modules)\n"
         "sys.exit(f'imported {extra}' if extra else 0)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = programs.run_code(code)
+    assert done.returncode == 0, done.stderr
 
 
 # --- recomputation ---

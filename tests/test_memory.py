@@ -4,13 +4,12 @@ of docs/reliability.md say."""
 from __future__ import annotations
 
 import ctypes
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
+import programs
 import rnnfast as rf
 
 needs_mallinfo = pytest.mark.skipif(
@@ -19,9 +18,7 @@ needs_mallinfo = pytest.mark.skipif(
 
 
 def run(code: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=240, check=False
-    )
+    done = programs.run_code(code, *arguments, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import programs
 from test_threads import backends, not_under_tsan, run
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
@@ -47,13 +47,7 @@ if __name__ == "__main__":
 def test_every_way_to_start_processes_after_use(tmp_path: Path, method: str, backend: str) -> None:
     program = tmp_path / "program.py"
     program.write_text(STARTED, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(program), method],
-        env={**os.environ, "RNNFAST_THREADING": backend},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = programs.run([sys.executable, program, method], env={**os.environ, "RNNFAST_THREADING": backend})
     assert done.returncode == 0, done.stderr
 
 
@@ -109,13 +103,7 @@ time.sleep(0.5)
 spent = time.process_time() - before
 assert spent < 0.1, spent  # of both threads; each that spins would take 0.5
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "RNNFAST_THREADING": backend},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = programs.run_code(code, env={**os.environ, "RNNFAST_THREADING": backend})
     assert done.returncode == 0, done.stderr
 
 
@@ -286,3 +274,17 @@ print(sum(counts))
 def test_eight_threads_with_one_frozen_layer_and_streams_of_their_own(backend: str) -> None:
     seconds = float(os.environ.get("RNNFAST_SOAK", "2"))
     assert int(run(SOAK.replace("import time", f"import time\nsignal.alarm({int(seconds) + 60})"), backend).stdout) >= 8
+
+
+def test_a_program_that_hangs_is_a_failure_that_tells_where() -> None:
+    """Also where its children hold the pipes: a test must not wait for them."""
+    code = """
+import subprocess, time
+print(subprocess.Popen(["sleep", "100"]).pid, flush=True)
+time.sleep(100)
+"""
+    with pytest.raises(AssertionError, match="(?s)no end within 2 s.*line 4 in <module>") as raised:
+        programs.run_code(code, timeout=2)
+    (child,) = (line for line in str(raised.value).splitlines() if line.isdigit())
+    status = Path("/proc", child, "status")  # the dead stay there until somebody asks for how they ended
+    assert not status.exists() or "Z (zombie)" in status.read_text()

@@ -5,12 +5,12 @@ What changes the whole process (a backend, a fork) happens in a process of its o
 
 import os
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+import programs
 import rnnfast as rf
 
 # A layer whose passes are worth two threads, and how to see that a result is right.
@@ -30,13 +30,9 @@ def results():
 
 
 def run(code: str, backend: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + code],
-        env={**os.environ, "RNNFAST_THREADING": backend, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120 + 2 * float(os.environ.get("RNNFAST_SOAK", "0")),
-    )
+    timeout = 120 + 2 * float(os.environ.get("RNNFAST_SOAK", "0"))
+    variables = {**os.environ, "RNNFAST_THREADING": backend, **environment}
+    done = programs.run_code(PRELUDE + code, env=variables, timeout=timeout)
     assert done.returncode == 0, done.stderr
     return done
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+import programs
 
 torch = pytest.importorskip("torch", reason="tests the PyTorch modules, and torch is not installed")
 
@@ -120,4 +120,5 @@ def test_scripting_and_tracing_take_torchs_module(kind: str) -> None:
 
 def test_importing_rnnfast_torch_leaves_dynamo_alone() -> None:
     code = "import rnnfast.torch, torch; assert not torch._dynamo.config.allow_rnn"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = programs.run_code(code)
+    assert done.returncode == 0, done.stderr

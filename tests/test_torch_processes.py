@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import programs
 
 torch = pytest.importorskip("torch", reason="tests the PyTorch modules, and torch is not installed")
 
@@ -73,9 +74,7 @@ if __name__ == "__main__":
 def run(code: str, tmp_path: Path, *arguments: str) -> str:
     script = tmp_path / "script.py"
     script.write_text(code)
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=240, check=False
-    )
+    done = programs.run([sys.executable, script, *arguments], timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -1,0 +1,42 @@
+"""Programs that tests start. One that hangs is a failure that tells where, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def run(
+    command: Sequence[str | Path], *, timeout: float = 120, env: Mapping[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Like `subprocess.run` with its output captured, but a timeout ends the program's children too.
+
+    They hold the pipes that the output is read from: `subprocess.run` would wait for them for ever.
+    """
+    environment = {**(os.environ if env is None else env), "PYTHONFAULTHANDLER": "1"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **{**pipes, **options})
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGABRT)  # at which each Python process says what its threads were doing
+        try:
+            process.communicate(timeout=5)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        output, errors = process.communicate()
+        raise AssertionError(f"no end within {timeout:g} s: {command}\n{output}\n{errors}") from None
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+def run_code(code: str, *arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs Python code in a process of its own."""
+    return run([sys.executable, "-c", code, *arguments], **options)
