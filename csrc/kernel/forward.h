@@ -567,6 +567,11 @@ template <class C, class T> class ForwardPass {
         RNNFAST_UNROLL_FOR (int i = 0; i < C::saved; ++i)
           store<T>(saved_part + (j * C::saved + i) * width, saved[i].of[j]);
       saved_part += N * C::saved * width;
+      // Stores wait for their lines one behind the other. The tape is too large to have them near, so those of the rows
+      // after the next are asked for.
+      if (N > 1)
+        RNNFAST_UNROLL_FOR (int i = 0; i < N * C::saved; ++i)
+          __builtin_prefetch(saved_part + (N * C::saved + i) * width, 1);
     }
   };
 
