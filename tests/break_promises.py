@@ -57,6 +57,8 @@ BREAKS = [
           PROCESSES + "eight"),
     Break("the number of threads may be changed while passes run", "csrc/threads.cpp",
           "task(context, 0, count);", "task(context, 0, rnnfast::get_num_threads(count));", PROCESSES + "changed"),
+    Break("a worker that goes to sleep hears a call", "csrc/threads.cpp",
+          "asleep_.exchange(true);", "asleep_.store(true);", "tests/test_build.py -k sleeps"),
     Break("no more threads than were asked for", "csrc/threads.cpp",
           "if (!lock) return false;", "if (!lock) return (new Pool)->run(threads, task, context);",
           PROCESSES + "no_more"),

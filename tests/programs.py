@@ -7,8 +7,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+
+def signal_session(leader: int, number: int) -> None:
+    """To all processes of a session, also those that have a group of their own, as compilers under ninja."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            if os.getsid(int(entry.name)) == leader:
+                os.kill(int(entry.name), number)
 
 
 def run(
@@ -19,20 +28,21 @@ def run(
     They hold the pipes that the output is read from: `subprocess.run` would wait for them for ever.
     """
     environment = {**(os.environ if env is None else env), "PYTHONFAULTHANDLER": "1"}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
-    process = subprocess.Popen(command, env=environment, start_new_session=True, **{**pipes, **options})
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **{**pipes, **text, **options})
     try:
         output, errors = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGABRT)  # at which each Python process says what its threads were doing
-        try:
+        signal_session(process.pid, signal.SIGABRT)  # at which each Python process says what its threads were doing
+        with suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=5)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-        output, errors = process.communicate()
+        signal_session(process.pid, signal.SIGKILL)
+        output, errors = process.communicate(timeout=60)
         raise AssertionError(f"no end within {timeout:g} s: {command}\n{output}\n{errors}") from None
     except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
+        signal_session(process.pid, signal.SIGKILL)
+        process.wait()
         raise
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
 

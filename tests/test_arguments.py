@@ -1,6 +1,7 @@
 """Any arguments: a documented exception, or a result that equals the reference.
 
-To search for longer: RNNFAST_EXAMPLES=100000 pytest -n 0 tests/test_arguments.py --hypothesis-show-statistics
+To search for longer:
+RNNFAST_EXAMPLES=100000 pytest -n 0 --timeout 0 tests/test_arguments.py --hypothesis-show-statistics
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def program(*names: str) -> str:
 
 def run(*command: str | Path, **environment: str) -> str:
     """Standard output of a command that has to succeed."""
-    done = programs.run(command, env={**os.environ, "PATH": SEARCH_PATH, **environment}, timeout=900)
+    done = programs.run(command, env={**os.environ, "PATH": SEARCH_PATH, **environment}, timeout=600)
     assert done.returncode == 0, f"{command} failed:\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

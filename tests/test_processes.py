@@ -283,8 +283,11 @@ import subprocess, time
 print(subprocess.Popen(["sleep", "100"]).pid, flush=True)
 time.sleep(100)
 """
-    with pytest.raises(AssertionError, match="(?s)no end within 2 s.*line 4 in <module>") as raised:
-        programs.run_code(code, timeout=2)
+    with pytest.raises(AssertionError, match="(?s)no end within 5 s.*line 4 in <module>") as raised:
+        programs.run_code(code, timeout=5)
     (child,) = (line for line in str(raised.value).splitlines() if line.isdigit())
-    status = Path("/proc", child, "status")  # the dead stay there until somebody asks for how they ended
-    assert not status.exists() or "Z (zombie)" in status.read_text()
+    try:
+        status = Path("/proc", child, "status").read_text()
+    except OSError:
+        return
+    assert "Z (zombie)" in status  # the dead stay there until somebody asks how they ended

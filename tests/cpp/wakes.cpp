@@ -1,5 +1,6 @@
-// Two threads do 20,000 short regions with pauses of about as long as a worker spins before it sleeps, so that it is
-// often called at the moment when it goes to sleep. A call that it does not hear would be waited for without end.
+// Two threads do 20,000 short regions with pauses of up to as long as a worker spins before it sleeps, and longer, so
+// that it is often called at the moment when it goes to sleep. A call that it does not hear would be waited for without
+// end.
 //   wakes    (RNNFAST_THREADING chooses the backend)
 #include <unistd.h>
 
@@ -29,7 +30,7 @@ int main() {
   for (int k = 0; k < regions; ++k) {
     rnnfast::parallel(2, count, &answered);
     drawn = drawn * 1664525 + 1013904223;
-    pause(drawn >> 20);
+    pause(drawn >> 18);
   }
   std::printf("%d of %d calls were answered\n", answered, regions);
   return answered != regions;
