@@ -12,13 +12,13 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+import programs
 
 SOURCE = Path(__file__).resolve().parents[1]
 
@@ -180,18 +180,11 @@ def build(project: Path, site: Path) -> None:
 
 def failed(project: Path, site: Path, tests: str) -> str:
     """The first test that fails, or an empty text. That there are none of these names is an error."""
-    command = f"{sys.executable} -m pytest -q -x -n 0 -p no:cacheprovider {tests}"
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-    with subprocess.Popen(
-        command, shell=True, cwd=project, env=environment, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    ) as process:  # fmt: skip
-        output, _ = process.communicate(timeout=1200)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # forked children that wait for ever
-    found = next((line.split()[1] for line in output.splitlines() if line.startswith("FAILED")), "")
-    if process.returncode != (1 if found else 0):
-        sys.exit(f"{command} ended with {process.returncode}:\n{output[-2000:]}")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", *tests.split()]
+    done = programs.run(command, cwd=project, env={**os.environ, "PYTHONPATH": str(site)}, timeout=1200)
+    found = next((line.split()[1] for line in done.stdout.splitlines() if line.startswith("FAILED")), "")
+    if done.returncode != (1 if found else 0):
+        sys.exit(f"{tests} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return found
 
 

@@ -21,16 +21,26 @@ def signal_session(leader: int, number: int) -> None:
 
 
 def run(
-    command: Sequence[str | Path], *, timeout: float = 120, env: Mapping[str, str] | None = None, **options: Any
+    command: Sequence[str | Path],
+    *,
+    timeout: float = 120,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Like `subprocess.run` with its output captured, but a timeout ends the program's children too.
 
     They hold the pipes that the output is read from: `subprocess.run` would wait for them for ever.
     """
-    environment = {**(os.environ if env is None else env), "PYTHONFAULTHANDLER": "1"}
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
-    process = subprocess.Popen(command, env=environment, start_new_session=True, **{**pipes, **text, **options})
+    process = subprocess.Popen(
+        command,
+        env={**(os.environ if env is None else env), "PYTHONFAULTHANDLER": "1"},
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
     try:
         output, errors = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -37,6 +37,10 @@ def program(*names: str) -> str:
     pytest.skip(f"needs {' or '.join(names)}")
 
 
+def arm_emulator() -> tuple[str, ...]:
+    return program("qemu-aarch64"), "-L", f"/usr/{AARCH64}"
+
+
 def run(*command: str | Path, **environment: str) -> str:
     """Standard output of a command that has to succeed."""
     done = programs.run(command, env={**os.environ, "PATH": SEARCH_PATH, **environment}, timeout=600)
@@ -285,23 +289,20 @@ def test_no_worker_sleeps_through_a_call(native: Path) -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="compares x86-64 with aarch64")
 def test_digests_are_equal_on_neon(native: Path, cross: Path) -> None:
-    emulator = (program("qemu-aarch64"), "-L", f"/usr/{AARCH64}")
     isa = (fma_isas() or pytest.skip("this CPU has no FMA"))[0]
-    assert digests(cross, *emulator, isa="neon") == digests(native, isa=isa)
+    assert digests(cross, *arm_emulator(), isa="neon") == digests(native, isa=isa)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere this is the native test")
 def test_no_worker_sleeps_through_a_call_under_an_emulator(cross: Path) -> None:
     """QEMU lets a load overtake a store before it, even where both are sequentially consistent."""
-    emulator = (program("qemu-aarch64"), "-L", f"/usr/{AARCH64}")
-    assert run(*emulator, cross / "wakes", RNNFAST_THREADING="pool").startswith("20000 of 20000")
+    assert run(*arm_emulator(), cross / "wakes", RNNFAST_THREADING="pool").startswith("20000 of 20000")
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere this is the native test")
 def test_kernels_touch_nothing_but_their_own_on_neon(cross: Path) -> None:
     """All that guard.cpp does but for three quarters of the draws of options, which would take the emulator longest."""
-    emulator = (program("qemu-aarch64"), "-L", f"/usr/{AARCH64}")
-    isa, cases = run(*emulator, cross / "guard", "neon", "100").split()[:2]
+    isa, cases = run(*arm_emulator(), cross / "guard", "neon", "100").split()[:2]
     assert isa == "neon:" and int(cases) > 1000
 
 

@@ -27,7 +27,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     command = [sys.executable, "-m", "rnnfast", *arguments]
     # One thread: the test should not depend on what else the machine does.
     variables = {"RNNFAST_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ, **environment}
-    return programs.run(command, env=variables, errors="replace")
+    return programs.run(command, env=variables)
 
 
 def held_out(output: str) -> dict[str, float]:

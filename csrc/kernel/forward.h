@@ -568,7 +568,7 @@ template <class C, class T> class ForwardPass {
           store<T>(saved_part + (j * C::saved + i) * width, saved[i].of[j]);
       saved_part += N * C::saved * width;
       // Stores wait for their lines one behind the other. The tape is too large to have them near, so those of the rows
-      // after the next are asked for.
+      // after the next are asked for. (A row alone became slower by it.)
       if (N > 1)
         RNNFAST_UNROLL_FOR (int i = 0; i < N * C::saved; ++i)
           __builtin_prefetch(saved_part + (N * C::saved + i) * width, 1);

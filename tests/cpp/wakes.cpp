@@ -16,7 +16,7 @@ void count(void* context, int id, int) {
   if (id) ++*static_cast<int*>(context);
 }
 
-void pause(unsigned length) {
+void stay_away(unsigned length) {
   for (volatile unsigned k = 0; k < length; k = k + 1) {
   }
 }
@@ -30,7 +30,7 @@ int main() {
   for (int k = 0; k < regions; ++k) {
     rnnfast::parallel(2, count, &answered);
     drawn = drawn * 1664525 + 1013904223;
-    pause(drawn >> 18);
+    stay_away(drawn >> 18);
   }
   std::printf("%d of %d calls were answered\n", answered, regions);
   return answered != regions;
