@@ -40,20 +40,8 @@ bool supports_x86_64_v4() {
   return supports_x86_64_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-// Whether AVX-512 instructions run as two halves, and so no faster than AVX2's: on AMD's family 19h (Zen 4).
-bool halves_vectors() {
-  if (!supports_x86_64_v4() || !__builtin_cpu_is("amd")) return false;
-  static std::atomic<unsigned> known{0};  // asking takes microseconds in a virtual machine
-  unsigned family = known.load(std::memory_order_relaxed), a = 0, b = 0, c = 0, d = 0;
-  if (family) return family == 0x19;
-  __get_cpuid(1, &a, &b, &c, &d);
-  family = (a >> 8 & 0xf) + (a >> 20 & 0xff);
-  known.store(family, std::memory_order_relaxed);
-  return family == 0x19;
-}
 #elif defined(__aarch64__)
 bool supports_neon() { return true; }  // part of the architecture
-bool halves_vectors() { return false; }
 #endif
 
 struct Isa {
@@ -220,6 +208,21 @@ const KernelTable::Entry& entry(const KernelTable& table, const Spec& spec) {
 }
 
 }  // namespace
+
+bool halves_vectors() {
+#if defined(__x86_64__)
+  if (!supports_x86_64_v4() || !__builtin_cpu_is("amd")) return false;
+  static std::atomic<unsigned> known{0};  // asking takes microseconds in a virtual machine
+  unsigned family = known.load(std::memory_order_relaxed), a = 0, b = 0, c = 0, d = 0;
+  if (family) return family == 0x19;
+  __get_cpuid(1, &a, &b, &c, &d);
+  family = (a >> 8 & 0xf) + (a >> 20 & 0xff);
+  known.store(family, std::memory_order_relaxed);
+  return family == 0x19;
+#else
+  return false;
+#endif
+}
 
 const KernelTable* find_isa(const char* name) {
   for (const Isa& isa : isas) {

@@ -195,6 +195,8 @@ struct KernelTable {
 
 constexpr int numerics = 1;  // raised when the bits of any result change
 
+// Whether AVX-512 instructions run as two halves, and so no faster than AVX2's: on AMD's family 19h (Zen 4).
+bool halves_vectors();
 // The table of a named instruction set, or null where it is unknown or this CPU lacks it.
 const KernelTable* find_isa(const char* name);
 // Names of the instruction sets of this build that this CPU has, best first; returns how many.

@@ -411,6 +411,34 @@ int usable_cores() {
 // Whether more threads than there are cores were asked for, the last time that somebody asked for several.
 std::atomic<bool> crowded{false};
 
+// --- how long a meeting takes ---
+
+struct Meetings {
+  Barrier barrier;
+  std::atomic<int> last{20};  // number of meetings
+  int64_t shortest = 0;       // ns
+};
+
+void meet(void* context, int id, int count) {
+  constexpr int64_t enough = 100000;  // ns of all together
+  Meetings& m = *static_cast<Meetings*>(context);
+  m.barrier.wait(count);  // now all are awake
+  const int64_t begin = now();
+  int64_t before = begin;
+  for (int i = 0; i <= m.last.load(std::memory_order_relaxed); ++i) {
+    if (id == 0 && before - begin > enough) m.last.store(i, std::memory_order_relaxed);  // for all: before they go on
+    m.barrier.wait(count);
+    if (id != 0) continue;
+    const int64_t after = now();
+    if (i == 0 || after - before < m.shortest) m.shortest = after - before;
+    before = after;
+  }
+}
+
+// Of the last measurement.
+std::atomic<int64_t> met_at{0}, meeting{0};
+std::atomic<int> met{0};
+
 }  // namespace
 
 void parallel(int threads, Task task, void* context) {
@@ -427,6 +455,18 @@ void parallel(int threads, Task task, void* context) {
 }
 
 bool in_parallel() { return inside_region; }
+
+int64_t meeting_time(int threads) {
+  constexpr int64_t period = 200000000;  // ns
+  if (met.load(std::memory_order_relaxed) == threads && now() - met_at.load(std::memory_order_relaxed) < period)
+    return meeting.load(std::memory_order_relaxed);
+  Meetings all;
+  parallel(threads, meet, &all);
+  meeting.store(all.shortest, std::memory_order_relaxed);
+  met.store(threads, std::memory_order_relaxed);
+  met_at.store(now(), std::memory_order_relaxed);
+  return meeting.load(std::memory_order_relaxed);
+}
 
 bool begin_call() {
   const bool alone = running.fetch_add(1, std::memory_order_relaxed) == 0;

@@ -59,6 +59,10 @@ class BesideOpenMP {
 bool begin_call();
 void end_call();
 
+// How long a Barrier takes `threads` threads, in ns. Measured now and then: a virtual machine's
+// cores are next to each other at some times and far apart at others.
+int64_t meeting_time(int threads);
+
 // Lets another thread have this core.
 void yield_core();
 

@@ -175,8 +175,7 @@ template <class C, class T> class BackwardPass {
         interrupt_(call.interrupted) {
     const int64_t directions = spec_.num_directions, sequence_rows = pass_.steps * pass_.batch;
     const Sizes most = largest_sizes<T>(spec_);
-    const int64_t products = 2 * C::gates * most.units * (spec_.input_size + most.outputs) * pass_.batch * directions;
-    threads_ = useful_threads(call.threads, products, pass_.batch, pass_.steps * spec_.num_layers, pass_.in_succession);
+    threads_ = useful_threads(call.threads, pass_, kernel);
     block_ = min(backward_block(pass_.batch), max(1, pass_.steps));
     block_rows_ = block_ * pass_.batch;
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
@@ -200,13 +199,14 @@ template <class C, class T> class BackwardPass {
   bool run() {
     schedule_.build();
     for (int64_t j = 0; j < meetings_for(threads_); ++j) meetings_[j] = Meeting();
-    parallel(
-        threads_, [](void* self, int id, int count) { static_cast<BackwardPass*>(self)->thread(id, count); }, this);
+    const int threads = threads_now(call_.threads, threads_, pass_, kernel);
+    parallel(threads, [](void* self, int id, int count) { static_cast<BackwardPass*>(self)->thread(id, count); }, this);
     return !interrupt_.happened();
   }
 
  private:
   static constexpr int64_t width = lanes<T>, da_row = C::columns * width;
+  static constexpr Kernel kernel{vector_bytes, lanes<T>, true};
   using V = vec<T>;
   using Layer = BackwardLayer<T>;
   using Scratch = BackwardScratch<C, T>;
@@ -307,6 +307,12 @@ template <class C, class T> class BackwardPass {
 
   // --- one layer and direction ---
 
+  Extent extent_of(const Sizes& n) const {
+    return {pass_.steps, pass_.batch, n.panels, n.output_panels,
+            n.panels * C::gates * width * static_cast<int64_t>(sizeof(T))};
+  }
+  int64_t weight_bytes(const Sizes& n) const { return extent_of(n).row_bytes * n.outputs; }
+
   void run_layer(Layer layer, int64_t l, int64_t d, const Team& team, int id) {
     Scratch scratch = scratch_[d];
     scratch.line += id * max(layer.n.output_panels, layer.n.panels) * width;
@@ -315,9 +321,7 @@ template <class C, class T> class BackwardPass {
       scratch.weights = Packed<C, T>(packed, spec_, layer.n);
     }
     T** out_rows = out_rows_ + id * apart(block_rows_);
-    const Extent extent{pass_.steps, pass_.batch, layer.n.panels, layer.n.output_panels,
-                        layer.n.panels * C::gates * width * static_cast<int64_t>(sizeof(T))};
-    const Part part = make_part(team, extent, extent.row_bytes * layer.n.outputs, full_rows<1>);
+    const Part part = make_part(team, extent_of(layer.n), weight_bytes(layer.n));
     prepare(layer, scratch, team, part);
     const int64_t steps = pass_.batch ? pass_.steps : 0;
     if (layer.gradients && steps == 0) weight_products(scratch, layer, team, 0, false);  // zeros: no block writes them
@@ -1102,7 +1106,7 @@ template <class C, class T> class BackwardPass {
   Tape<C, T> tape_;
   int64_t lowest_;
   int64_t block_, block_rows_;
-  int threads_;
+  int threads_;  // at most
   Meeting* meetings_;
   Interrupt interrupt_;
   T** out_rows_;  // for each thread

@@ -22,7 +22,7 @@ template <class C, class T> struct ForwardLayer {
   T *hn, *cn;
   T* h;                      // [2][B][panel of S][lane]: a sequence's step reads one half and writes the other
   T* operand;                // what enters U: h, or a copy of it times the recurrent mask
-  T* c;                      // [panel][B][lane]
+  T* c;                      // [panel][row][lane], a region for each part
   T* x_part;                 // [panel][row of the block][gate][lane], a region for each part
   T* saved;                  // [panel][row][saved][lane], or null
   Moments<T> (*moments)[3];  // as the tape's, or null
@@ -50,13 +50,13 @@ template <class C, class T> class ForwardPass {
         interrupt_(pass.interrupted) {
     const int64_t directions = spec_.num_directions, batch = pass.batch;
     const Sizes most = largest_sizes<T>(spec_);
-    const int64_t products = C::gates * most.units * (spec_.input_size + most.outputs) * batch * directions;
-    threads_ = useful_threads(pass.threads, products, batch, pass.steps * spec_.num_layers, pass.in_succession);
+    threads_ = useful_threads(pass.threads, pass, kernel);
     block_ = forward_block(extent_of(most), most.inputs, threads_);
     has_x_part_ = block_ > 1 || splits() || normalizes();
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
-    h_ = arena_.template take<T>(directions * 2 * batch * most.output_panels * width);
-    c_ = arena_.template take<T>(C::has_c ? directions * most.panels * batch * width : 0);
+    gaps_ = (threads_ - 1) * row_gap * width;
+    h_ = arena_.template take<T>(directions * 2 * rows_size(most.output_panels));
+    c_ = arena_.template take<T>(C::has_c ? directions * rows_size(most.panels) : 0);
     step_rows_ = arena_.template take<StepRow<T>>(threads_ * apart(batch));
     if (has_x_part_) {
       x_part_size_ = block_ * batch * most.panels * C::gates * width;
@@ -64,7 +64,7 @@ template <class C, class T> class ForwardPass {
     }
     const bool products_in_memory = projects() || normalizes() || splits();
     row_pointers_ = arena_.template take<const T*>(threads_ * row_pointers());
-    if (has_recurrent_masks()) operand_ = arena_.template take<T>(directions * 2 * batch * most.output_panels * width);
+    if (has_recurrent_masks()) operand_ = arena_.template take<T>(directions * 2 * rows_size(most.output_panels));
     if (products_in_memory) take_products(most);
     if (spec_.num_layers > 1 || has_input_masks(pass_, 0)) take_sequences();
     if (!pass.packed) packed_ = arena_.template take<char>(static_cast<int64_t>(packed_bytes(spec_)));
@@ -109,13 +109,15 @@ template <class C, class T> class ForwardPass {
     renew_rows();
     schedule_.build();
     for (int64_t j = 0; j < meetings_for(threads_); ++j) meetings_[j] = Meeting();
-    parallel(threads_, [](void* self, int id, int count) { static_cast<ForwardPass*>(self)->thread(id, count); }, this);
+    const int threads = threads_now(pass_.threads, threads_, pass_, kernel);
+    parallel(threads, [](void* self, int id, int count) { static_cast<ForwardPass*>(self)->thread(id, count); }, this);
     return !interrupt_.happened();
   }
 
  private:
   static constexpr int64_t width = lanes<T>;
   static constexpr int64_t near_cache = 32 << 10;  // bytes
+  static constexpr Kernel kernel{vector_bytes, lanes<T>, false};
   using V = vec<T>;
   using Layer = ForwardLayer<C, T>;
 
@@ -148,6 +150,7 @@ template <class C, class T> class ForwardPass {
     return {pass_.steps, pass_.batch, n.panels, n.output_panels,
             n.panels * C::gates * width * static_cast<int64_t>(sizeof(T))};
   }
+  int64_t weight_bytes(const Sizes& n) const { return extent_of(n).row_bytes * (n.outputs + n.inputs); }
 
   void thread(int id, int count) {
     Flush flush;
@@ -163,9 +166,7 @@ template <class C, class T> class ForwardPass {
       }
       for (int64_t d = team.directions.first; d < team.directions.last; ++d) {
         const Layer& layer = layers_[l * spec_.num_directions + d];
-        const Extent extent = extent_of(layer.n);
-        const int64_t weight_bytes = extent.row_bytes * (layer.n.outputs + layer.n.inputs);
-        run_layer(layer, make_part(team, extent, weight_bytes, full_rows<C::gates>), id);
+        run_layer(layer, make_part(team, extent_of(layer.n), weight_bytes(layer.n)), id);
       }
       if (l + 1 < spec_.num_layers) meetings_->barrier.wait(count);
     }
@@ -213,10 +214,10 @@ template <class C, class T> class ForwardPass {
     layer.c0 = state_of<T>(pass_.c0, pass_, l, d, units_of);
     layer.hn = state_of<T>(pass_.hn, pass_, l, d, outputs_of);
     layer.cn = state_of<T>(pass_.cn, pass_, l, d, units_of);
-    const int64_t state = d * 2 * pass_.batch * layer.n.output_panels * width;
+    const int64_t state = d * 2 * rows_size(layer.n.output_panels);
     layer.h = h_ + state;
     layer.operand = has_recurrent_masks() ? operand_ + state : layer.h;
-    layer.c = C::has_c ? c_ + d * layer.n.panels * pass_.batch * width : nullptr;
+    layer.c = C::has_c ? c_ + d * rows_size(layer.n.panels) : nullptr;
     layer.x_part = has_x_part_ ? x_part_ + d * x_part_size_ : nullptr;
     layer.saved = pass_.tape && !pass_.segments ? tape_.saved(l, d) : nullptr;
     layer.moments = layer.saved && normalizes() ? tape_.moments(l, d) : nullptr;
@@ -254,8 +255,9 @@ template <class C, class T> class ForwardPass {
   RNNFAST_NOINLINE void keep_boundary(const Layer& layer, const Part& part, int64_t segment) const {
     T* kept = tape_.boundary(layer.layer, layer.direction, segment);
     for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
-      const int64_t first = (p * pass_.batch + part.rows.first) * width;
-      memcpy(kept + first, layer.c + first, static_cast<size_t>(part.rows.size() * width) * sizeof(T));
+      const T* c = c_at(layer, part, p, part.rows.first);
+      memcpy(kept + (p * pass_.batch + part.rows.first) * width, c,
+             static_cast<size_t>(part.rows.size() * width) * sizeof(T));
     }
   }
 
@@ -268,9 +270,18 @@ template <class C, class T> class ForwardPass {
 
   bool goes_back(int64_t t) const { return (t & 1) != pass_.back; }  // see run_tiles
 
+  // Of all rows and the gaps between parts.
+  int64_t rows_size(int64_t panels) const { return pass_.batch * panels * width + gaps_; }
+
   // Where sequence b's state after `steps` steps is, in `layer.h` and in `layer.operand`.
-  int64_t state_after(const Layer& layer, int64_t b, int64_t steps) const {
-    return ((steps & 1) * pass_.batch + b) * layer.n.output_panels * width;
+  int64_t state_after(const Layer& layer, const Part& part, int64_t b, int64_t steps) const {
+    const int64_t panels = layer.n.output_panels;
+    return (steps & 1) * rows_size(panels) + (b * panels + part.gap) * width;
+  }
+
+  T* c_at(const Layer& layer, const Part& part, int64_t p, int64_t b) const {
+    const int64_t first = part.rows.first;
+    return layer.c + (first * layer.n.panels + p * part.rows.size() + b - first + part.gap) * width;
   }
 
   // This part's share of the state that sequence b starts from after `steps` steps.
@@ -278,13 +289,13 @@ template <class C, class T> class ForwardPass {
     const bool zero = start == Start::zero;
     for (int64_t p = part.outputs.first; p < part.outputs.last; ++p) {
       const int64_t unit = p * width, valid = min(width, layer.n.outputs - unit), at = b * layer.n.outputs + unit;
-      store_h(layer, b, state_after(layer, b, steps) + unit, unit,
+      store_h(layer, b, state_after(layer, part, b, steps) + unit, unit,
               layer.h0 && !zero ? load_part(layer.h0 + at, valid) : V{});
     }
     if (!C::has_c) return;
     for (int64_t p = part.panels.first; p < part.panels.last; ++p) {
       const int64_t unit = p * width, valid = min(width, layer.n.units - unit), at = b * layer.n.units + unit;
-      store<T>(layer.c + (p * pass_.batch + b) * width, layer.c0 && !zero ? load_part(layer.c0 + at, valid) : V{});
+      store<T>(c_at(layer, part, p, b), layer.c0 && !zero ? load_part(layer.c0 + at, valid) : V{});
     }
   }
 
@@ -302,12 +313,12 @@ template <class C, class T> class ForwardPass {
       if (from != Start::previous) begin(layer, part, b, steps, from);
       for (int64_t p = part.outputs.first; layer.hn && p < part.outputs.last; ++p) {
         const int64_t unit = p * width, valid = min(width, layer.n.outputs - unit);
-        const V h = load(layer.h + state_after(layer, b, steps) + unit);
+        const V h = load(layer.h + state_after(layer, part, b, steps) + unit);
         store_part(layer.hn + b * layer.n.outputs + unit, h, valid);
       }
       for (int64_t p = part.panels.first; C::has_c && layer.cn && p < part.panels.last; ++p) {
         const int64_t unit = p * width, valid = min(width, layer.n.units - unit);
-        store_part(layer.cn + b * layer.n.units + unit, load(layer.c + (p * pass_.batch + b) * width), valid);
+        store_part(layer.cn + b * layer.n.units + unit, load(c_at(layer, part, p, b)), valid);
       }
     }
   }
@@ -395,10 +406,11 @@ template <class C, class T> class ForwardPass {
 
   void find_rows(const Step& step, const StepRows& rows) const {
     const Layer& layer = step.layer;
+    const Part& part = step.part;
     for (int64_t r = 0; r < rows.count; ++r) {
       const int64_t b = rows.batch(r), steps = schedule_.done(rows.first + r, step.t, b, layer.reverse);
-      step.rows[r] = {layer.x.at(step.t, b), layer.y.at(step.t, b), b, state_after(layer, b, steps),
-                      state_after(layer, b, steps + 1)};
+      step.rows[r] = {layer.x.at(step.t, b), layer.y.at(step.t, b), b, state_after(layer, part, b, steps),
+                      state_after(layer, part, b, steps + 1)};
     }
   }
 
@@ -532,7 +544,7 @@ template <class C, class T> class ForwardPass {
         : rows(step.rows),
           bias(step.layer.weights.bias + p * C::columns * width),
           h(step.layer.h),
-          c(C::has_c ? step.layer.c + p * pass.pass_.batch * width : nullptr),
+          c(C::has_c ? pass.c_at(step.layer, step.part, p, 0) : nullptr),
           x_part(sums.x(p, sums.rows.first)),
           h_part(sums.h(p, sums.rows.first)),
           saved_part(step.layer.saved ? step.layer.saved + (p * pass.schedule_.total() + step.first + sums.rows.first) *
@@ -591,7 +603,7 @@ template <class C, class T> class ForwardPass {
     const Options<T>& options = layer.options;
     const StepRow<T>& row = step.rows[r];
     const int64_t b = row.b, unit = p * width, valid = min(width, layer.n.units - unit);
-    T* c = C::has_c ? layer.c + (p * pass_.batch + b) * width : nullptr;
+    T* c = C::has_c ? c_at(layer, step.part, p, b) : nullptr;
     const bool projects = this->projects();
     const State<V> prev{projects ? V{} : load(layer.h + row.before + unit), C::has_c ? load(c) : V{}};
     V saved[C::saved_general] = {}, gates[C::gates];
@@ -749,7 +761,7 @@ template <class C, class T> class ForwardPass {
     const Layer& layer = step.layer;
     const StepRow<T>& row = step.rows[r];
     const int64_t b = row.b, unit = p * width, valid = min(width, layer.n.units - unit);
-    T* c = C::has_c ? layer.c + (p * pass_.batch + b) * width : nullptr;
+    T* c = C::has_c ? c_at(layer, step.part, p, b) : nullptr;
     V a[C::columns], saved[C::saved_general], gates[C::gates];
     layer.weights.join_normalized(x, h, p, a);
     const State<V> prev{load(layer.h + row.before + unit), C::has_c ? load(c) : V{}};
@@ -771,13 +783,14 @@ template <class C, class T> class ForwardPass {
   // h = o * tanh(scale * normalized c + shift)
   void normalize_c(const Step& step, int64_t r) const {
     const Layer& layer = step.layer;
-    const int64_t b = step.rows[r].b, stride = pass_.batch * width;
-    const Moments<T> of_c = moments_of<T>(layer.c + b * width, stride, 1, layer.n.units);
+    const int64_t b = step.rows[r].b, stride = step.part.rows.size() * width;
+    const T* const row = c_at(layer, step.part, 0, b);
+    const Moments<T> of_c = moments_of<T>(row, stride, 1, layer.n.units);
     if (layer.moments && step.part.leader) layer.moments[step.first + r][2] = of_c;
     const Unit<T> unit_of_layer = layer.options.unit(nullptr);
     for (int64_t p = step.part.panels.first; p < step.part.panels.last; ++p) {
       const T* norm = layer.weights.ln_c + p * 2 * width;
-      const V c = fma(load(norm), of_c.normalized(load(layer.c + p * stride + b * width)), load(norm + width));
+      const V c = fma(load(norm), of_c.normalized(load(row + p * stride)), load(norm + width));
       store_new_h(step, r, p, load(output_gate_at(layer, p, b)) * unit_of_layer.value(unit_of_layer.output, c));
     }
   }
@@ -788,9 +801,9 @@ template <class C, class T> class ForwardPass {
   Schedule schedule_;
   bool general_;  // whether the cell's general form is needed
   Tape<C, T> tape_;
-  int64_t block_, x_part_size_ = 0;
+  int64_t block_, gaps_, x_part_size_ = 0;
   bool has_x_part_;
-  int threads_;
+  int threads_;  // at most
   Meeting* meetings_;
   Interrupt interrupt_;
   T *h_, *c_, *operand_ = nullptr, *x_part_ = nullptr, *between_[2] = {}, *masked_ = nullptr;

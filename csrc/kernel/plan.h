@@ -1,7 +1,8 @@
-// Who does what: how the work of a pass is divided over threads, and how many steps are taken together.
-// None of these choices changes a bit of any result.
+// Who does what: how the work of a pass is divided over threads (how many, says ../cost.h), and how many steps are
+// taken together. None of these choices changes a bit of any result.
 #pragma once
 
+#include "../cost.h"
 #include "../threads.h"
 #include "schedule.h"
 
@@ -60,6 +61,7 @@ struct Part {
   Meeting* meeting;
   int peers;
   bool leader;
+  int64_t gap;  // vectors that keep its rows of a state away from those of the parts before
 
   void wait() const { meeting->barrier.wait(peers); }
 };
@@ -69,6 +71,10 @@ struct Extent {
   int64_t steps, batch, panels, output_panels;
   int64_t row_bytes;  // row_bytes: the gates of one row, all units; as much as weights for one k
 };
+
+// Where rows follow upon each other, the hardware of the core that reads or writes one part's fetches the first lines
+// of the next's, which that part's core then has to take back, in every step.
+constexpr int64_t row_gap = 2048 / vector_bytes;
 
 // One for all, one for each team, one for each thread's part.
 constexpr int64_t meetings_for(int64_t threads) { return 3 + threads; }
@@ -82,34 +88,23 @@ inline Team make_team(Meeting* meetings, int id, int count, int64_t directions) 
                     : Team{meetings + 2, parts + first, id - first, count - first, {1, 2}};
 }
 
-// Rows are split where every thread gets full tiles of its own and its weights stay in its cache: then no thread ever
-// waits for another. Otherwise units are split, and each thread keeps its slice of the recurrent weights.
-inline Part make_part(const Team& team, const Extent& e, int64_t weight_bytes, int64_t tile_rows) {
-  constexpr int64_t private_cache = 1 << 20;
-  const bool by_rows =
-      team.size > 1 && e.batch >= team.size * tile_rows && (weight_bytes <= private_cache || e.panels < 2 * team.size);
-  if (by_rows)
-    return {share(e.batch, team.rank, team.size), {0, e.panels}, {0, e.output_panels}, team.parts + team.rank, 1, true};
+// See splits_rows() in ../cost.h.
+inline Part make_part(const Team& team, const Extent& e, int64_t weight_bytes) {
+  if (team.size > 1 && splits_rows(team.size, e.batch, e.panels, weight_bytes))
+    return {share(e.batch, team.rank, team.size),
+            {0, e.panels},
+            {0, e.output_panels},
+            team.parts + team.rank,
+            1,
+            true,
+            team.rank * row_gap};
   return {{0, e.batch},
           share(e.panels, team.rank, team.size),
           share(e.output_panels, team.rank, team.size),
           team.parts,
           team.size,
-          team.rank == 0};
-}
-
-// Sleeping workers take some 40 us to begin, where calls follow upon each other a microsecond, and several threads need
-// a barrier in every step. With less work (fused multiply-adds) than this in the pass, or in a step for each thread,
-// fewer are faster. Where few rows share the weights of a step, reading these takes longer than the multiply-adds, and
-// counts as more of them. A negative number is not up for discussion.
-inline int useful_threads(int threads, int64_t products_per_step, int64_t batch, int64_t steps, bool in_succession) {
-  constexpr int64_t per_step = 70000;
-  // 12, 90 and 130 us: single steps come after a pause, from which threads wake more slowly.
-  const int64_t per_pass = in_succession ? 600000 : steps > 1 ? 4000000 : 6000000;
-  if (threads < 0) return -threads;
-  const int64_t work = products_per_step + products_per_step / max(1, batch) * 8 / 5;
-  if (threads <= 1 || work * steps < per_pass) return 1;
-  return static_cast<int>(max(1, min(threads, work / per_step)));
+          team.rank == 0,
+          0};
 }
 
 // So many elements of at least 8 bytes for each thread that no two threads write to one line of a cache.

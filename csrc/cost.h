@@ -1,0 +1,29 @@
+// The cost model: how many threads a pass is worth. What each of them does, says kernel/plan.h.
+//
+// Kernel objects include this file, so it defines nothing (see docs/kernels.md).
+#pragma once
+
+#include <cstdint>
+
+namespace rnnfast {
+
+struct Forward;
+
+// What computes it.
+struct Kernel {
+  int vector_bytes, lanes;
+  bool backward;
+};
+
+// How many threads a pass is worth, of `threads`; a negative number is not up for discussion.
+int useful_threads(int threads, const Forward& pass, Kernel kernel);
+
+// How many of these at the moment, which depends on how long it takes them to meet.
+int threads_now(int threads, int useful, const Forward& pass, Kernel kernel);
+
+// Rows are split where each thread gets so many that fewer would not save time, and its weights stay in its cache: then
+// no thread ever waits for another. Otherwise units are split, and each thread keeps its slice of the recurrent
+// weights.
+bool splits_rows(int64_t threads, int64_t batch, int64_t panels, int64_t weight_bytes);
+
+}  // namespace rnnfast
