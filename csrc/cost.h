@@ -9,17 +9,24 @@ namespace rnnfast {
 
 struct Forward;
 
-// What computes it.
+// What computes a pass.
 struct Kernel {
   int vector_bytes, lanes;
-  bool backward;
 };
 
-// How many threads a pass is worth, of `threads`; a negative number is not up for discussion.
+// How many threads a pass is worth, of `threads`; a negative number is not up for discussion. A forward pass that keeps
+// a tape and its backward pass are looked at together: the tape is near those who wrote it.
 int useful_threads(int threads, const Forward& pass, Kernel kernel);
 
 // How many of these at the moment, which depends on how long it takes them to meet.
 int threads_now(int threads, int useful, const Forward& pass, Kernel kernel);
+
+// What a step of the largest layer takes so many threads, in ns, if they meet in `meeting` ns; with a tape, there and
+// back.
+double predicted_step(int threads, double meeting, const Forward& pass, Kernel kernel);
+
+// For how many threads, of `threads`, that is least. They meet in `meeting` ns, fewer in proportion.
+int fastest_threads(int threads, double meeting, const Forward& pass, Kernel kernel);
 
 // Rows are split where each thread gets so many that fewer would not save time, and its weights stay in its cache: then
 // no thread ever waits for another. Otherwise units are split, and each thread keeps its slice of the recurrent

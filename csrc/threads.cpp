@@ -415,29 +415,31 @@ std::atomic<bool> crowded{false};
 
 struct Meetings {
   Barrier barrier;
-  std::atomic<int> last{20};  // number of meetings
-  int64_t shortest = 0;       // ns
+  std::atomic<int> last{4};  // round
+  int threads = 1;
+  int64_t shortest = 0;  // of the rounds, in ns for one meeting
 };
 
 void meet(void* context, int id, int count) {
+  constexpr int together = 8;         // in a round
   constexpr int64_t enough = 100000;  // ns of all together
   Meetings& m = *static_cast<Meetings*>(context);
   m.barrier.wait(count);  // now all are awake
   const int64_t begin = now();
-  int64_t before = begin;
-  for (int i = 0; i <= m.last.load(std::memory_order_relaxed); ++i) {
-    if (id == 0 && before - begin > enough) m.last.store(i, std::memory_order_relaxed);  // for all: before they go on
-    m.barrier.wait(count);
+  for (int round = 0; round <= m.last.load(std::memory_order_relaxed); ++round) {
+    const int64_t before = now();
+    if (id == 0 && before - begin > enough) m.last.store(round, std::memory_order_relaxed);  // all see it as they meet
+    for (int i = 0; i < together; ++i) m.barrier.wait(count);
     if (id != 0) continue;
-    const int64_t after = now();
-    if (i == 0 || after - before < m.shortest) m.shortest = after - before;
-    before = after;
+    m.threads = count;
+    const int64_t each = (now() - before) / together;
+    if (round == 0 || each < m.shortest) m.shortest = each;
   }
 }
 
-// Of the last measurement.
+// Of the last measurement: its end, what it found, and the number of threads.
 std::atomic<int64_t> met_at{0}, meeting{0};
-std::atomic<int> met{0};
+std::atomic<int> met{1};
 
 }  // namespace
 
@@ -457,15 +459,17 @@ void parallel(int threads, Task task, void* context) {
 bool in_parallel() { return inside_region; }
 
 int64_t meeting_time(int threads) {
-  constexpr int64_t period = 200000000;  // ns
-  if (met.load(std::memory_order_relaxed) == threads && now() - met_at.load(std::memory_order_relaxed) < period)
-    return meeting.load(std::memory_order_relaxed);
-  Meetings all;
-  parallel(threads, meet, &all);
-  meeting.store(all.shortest, std::memory_order_relaxed);
-  met.store(threads, std::memory_order_relaxed);
-  met_at.store(now(), std::memory_order_relaxed);
-  return meeting.load(std::memory_order_relaxed);
+  constexpr int64_t period = 200000000, disturbed = 20000;  // ns; a thread that had to wait for its core
+  if (now() - met_at.load(std::memory_order_relaxed) > period) {
+    Meetings all;
+    parallel(threads, meet, &all);
+    if (all.threads > 1 && all.shortest < disturbed) {
+      meeting.store(all.shortest, std::memory_order_relaxed);
+      met.store(all.threads, std::memory_order_relaxed);
+    }
+    met_at.store(now(), std::memory_order_relaxed);
+  }
+  return meeting.load(std::memory_order_relaxed) * threads / met.load(std::memory_order_relaxed);
 }
 
 bool begin_call() {

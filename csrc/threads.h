@@ -59,8 +59,9 @@ class BesideOpenMP {
 bool begin_call();
 void end_call();
 
-// How long a Barrier takes `threads` threads, in ns. Measured now and then: a virtual machine's
-// cores are next to each other at some times and far apart at others.
+// How long a Barrier takes `threads` threads, in ns; 0 if that is not known. Measured now and then, because a virtual
+// machine's cores are next to each other at some times and far apart at others; for another number of threads in
+// proportion.
 int64_t meeting_time(int threads);
 
 // Lets another thread have this core.

@@ -67,7 +67,9 @@ def includes(path: Path) -> list[str]:
 
 def test_kernel_files_include_only_each_other_and_freestanding_headers() -> None:
     inside = {path.name for path in sources("kernel/*")}
-    outside = {"cstddef", "cstdint", "cstring", "immintrin.h", "arm_neon.h", "../rnnfast.h", "../threads.h"}
+    outside = {"cstddef", "cstdint", "cstring", "immintrin.h", "arm_neon.h"} | {
+        f"../{name}.h" for name in ("rnnfast", "threads", "cost")
+    }
     for path in sources("kernel/*"):
         assert set(includes(path)) <= inside | outside, path.name
         if path.name != "simd.h":
@@ -91,8 +93,8 @@ def test_only_kernels_cpp_includes_kernel_files() -> None:
 
 
 def test_sources_outside_kernel_include_only_the_interface() -> None:
-    own = {"rnnfast.h", "threads.h", "memory.h"}
-    for name in ("bindings.cpp", "dispatch.cpp", "threads.cpp"):
+    own = {"rnnfast.h", "threads.h", "memory.h", "cost.h"}
+    for name in ("bindings.cpp", "dispatch.cpp", "threads.cpp", "cost.cpp"):
         quoted = re.findall(r'#\s*include\s*"([^"]+)"', (CSRC / name).read_text(encoding="utf-8"))
         assert set(quoted) <= own, name
 
@@ -119,7 +121,7 @@ def test_only_simd_h_has_intrinsics() -> None:
 
 def test_kernels_use_no_stl_no_exceptions_no_allocation() -> None:
     forbidden = re.compile(r"\bstd::|\bthrow\b|\btry\b|\bnew\b|\bdelete\b|\b(m|c|re)alloc\(")
-    for path in [*sources("kernel/*"), CSRC / "threads.h"]:
+    for path in [*sources("kernel/*"), CSRC / "threads.h", CSRC / "cost.h"]:
         text = re.sub(r"=\s*delete\b", "", without_comments(path))
         found = forbidden.search(text)
         assert not found, f"{path.name}: {found and found.group()}"
@@ -281,6 +283,13 @@ def test_many_callers_have_no_more_threads_at_work_than_one_team_beyond_them(nat
     if backend == "openmp" and not rf.show_config(mode="dicts")["openmp"]:
         pytest.skip("this build has no OpenMP")
     assert "threads: 8 callers, " in run(native / "callers", RNNFAST_THREADING=backend)
+
+
+def test_the_predictions_for_many_cores_are_the_cost_model_s(native: Path) -> None:
+    predicted = run(native / "predict").splitlines()
+    page = (SOURCE / "docs" / "performance.md").read_text(encoding="utf-8").splitlines()
+    start = page.index("| cell T,B,I,H | 2 threads | 8 threads | 64 threads |") + 2
+    assert predicted == page[start : start + len(predicted)]
 
 
 def test_no_worker_sleeps_through_a_call(native: Path) -> None:

@@ -206,7 +206,7 @@ template <class C, class T> class BackwardPass {
 
  private:
   static constexpr int64_t width = lanes<T>, da_row = C::columns * width;
-  static constexpr Kernel kernel{vector_bytes, lanes<T>, true};
+  static constexpr Kernel kernel{vector_bytes, lanes<T>};
   using V = vec<T>;
   using Layer = BackwardLayer<T>;
   using Scratch = BackwardScratch<C, T>;

@@ -117,7 +117,7 @@ template <class C, class T> class ForwardPass {
  private:
   static constexpr int64_t width = lanes<T>;
   static constexpr int64_t near_cache = 32 << 10;  // bytes
-  static constexpr Kernel kernel{vector_bytes, lanes<T>, false};
+  static constexpr Kernel kernel{vector_bytes, lanes<T>};
   using V = vec<T>;
   using Layer = ForwardLayer<C, T>;
 

@@ -1,0 +1,55 @@
+// What the cost model predicts for machines of many cores, as the table of docs/performance.md.
+#include <cstdint>
+#include <cstdio>
+
+#include "cost.h"
+#include "rnnfast.h"
+
+namespace {
+
+using rnnfast::Cell;
+
+struct Case {
+  const char* name;
+  Cell cell;
+  int64_t steps, batch, inputs, units;
+};
+
+constexpr Case cases[] = {
+    {"GRU 100,1,64,64", Cell::gru, 100, 1, 64, 64},          {"LSTM 100,1,128,256", Cell::lstm, 100, 1, 128, 256},
+    {"LSTM 50,1,512,512", Cell::lstm, 50, 1, 512, 512},      {"LSTM 50,16,256,256", Cell::lstm, 50, 16, 256, 256},
+    {"GRU 20,128,64,128", Cell::gru, 20, 128, 64, 128},      {"LSTM 50,64,512,512", Cell::lstm, 50, 64, 512, 512},
+    {"LSTM 25,64,1024,1024", Cell::lstm, 25, 64, 1024, 1024}};
+
+constexpr int machines[] = {2, 8, 64};  // threads
+constexpr double meeting = 30;          // ns for each thread
+constexpr rnnfast::Kernel kernel{32, 8};
+
+void print(const Case& c, int most) {
+  rnnfast::Forward pass;
+  pass.spec.cell = c.cell;
+  pass.spec.input_size = c.inputs;
+  pass.spec.hidden_size = c.units;
+  pass.steps = c.steps;
+  pass.batch = c.batch;
+  const int useful = rnnfast::useful_threads(most, pass, kernel);
+  const int threads = rnnfast::fastest_threads(useful, meeting * useful, pass, kernel);
+  const double gain =
+      rnnfast::predicted_step(1, 0, pass, kernel) / rnnfast::predicted_step(threads, meeting * threads, pass, kernel);
+  const int64_t panels = c.units / kernel.lanes, bytes = 4 * gates_of(c.cell) * c.units * (c.inputs + c.units);
+  const char* const split = rnnfast::splits_rows(threads, c.batch, panels, bytes) ? "rows" : "units";
+  if (threads == 1)
+    std::printf(" 1 |");
+  else
+    std::printf(" %d, %s: %.1f |", threads, split, gain);
+}
+
+}  // namespace
+
+int main() {
+  for (const Case& c : cases) {
+    std::printf("| %s |", c.name);
+    for (int most : machines) print(c, most);
+    std::printf("\n");
+  }
+}
