@@ -20,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include "cost.h"
 #include "memory.h"
 #include "rnnfast.h"
 #include "threads.h"
@@ -167,15 +168,6 @@ std::string get_backend() {
   const char* variable = std::getenv("RNNFAST_THREADING");
   throw py::value_error(std::string("RNNFAST_THREADING=") + (variable ? variable : "") +
                         " names no thread backend; this build has: " + rf::available_backends());
-}
-
-// In multiplications, about.
-int64_t step_work(const rf::Spec& spec, int64_t batch) {
-  int64_t work = 0;
-  for (int64_t l = 0; l < spec.num_layers; ++l)
-    work +=
-        rf::gates_of(spec.cell) * rf::units_of(spec, l) * (rf::inputs_of(spec, l) + rf::outputs_of(spec, l)) * batch;
-  return work;
 }
 
 // Below this work, about 20 us, the GIL is kept: giving it away means waiting, up to 5 ms, behind a thread that is busy
@@ -522,7 +514,7 @@ struct Packed {
   }
 
   void run_call(rf::Forward& call) const {
-    const int64_t work = step_work(spec, call.batch) * call.steps;
+    const int64_t work = rf::step_work(spec, call.batch) * call.steps;
     const Running running(call, work);
     if (work < worth_releasing) {
       rf::forward(table, call);
@@ -836,7 +828,7 @@ class Stream {
     x_copy_.allocate(static_cast<size_t>(batch() * spec.input_size) * item);
     call_.x.stride_b = spec.input_size;
     call_.y.stride_b = outputs_;
-    work_ = step_work(spec_, batch());
+    work_ = rf::step_work(spec_, batch());
     set_threads(1);
   }
 

@@ -73,10 +73,7 @@ int64_t now() {
 }
 
 bool in_succession() { return following.load(std::memory_order_relaxed) >= enough; }
-// Whether it is long since then, and since a call ended.
-bool paused(int64_t since = 0) {
-  return now() - std::max(since, last_end.load(std::memory_order_relaxed)) > longest_pause;
-}
+bool paused() { return now() - last_end.load(std::memory_order_relaxed) > longest_pause; }
 
 // --- the pool ---
 
@@ -228,8 +225,9 @@ class Pool {
     inside_region = true;  // a worker runs nothing but regions
     thread_[id - 1].store(current_thread(), std::memory_order_relaxed);
     for (uint32_t seen = 0;; ++seen) {
-      const int64_t since = now();
-      while (in_succession() && !paused(since) && !start->spin(seen, worker_spins)) {
+      // Its call has not ended, and not every call needs it.
+      const int64_t until = now() + 2 * longest_pause;
+      while (in_succession() && now() < until && !start->spin(seen, worker_spins)) {
       }
       start->wait(seen, worker_spins);
       task_(context_, id, count_);
@@ -413,33 +411,31 @@ std::atomic<bool> crowded{false};
 
 // --- how long a meeting takes ---
 
-struct Meetings {
+struct Trial {
   Barrier barrier;
   std::atomic<int> last{4};  // round
   int threads = 1;
   int64_t shortest = 0;  // of the rounds, in ns for one meeting
 };
 
-void meet(void* context, int id, int count) {
-  constexpr int together = 8;         // in a round
-  constexpr int64_t enough = 100000;  // ns of all together
-  Meetings& m = *static_cast<Meetings*>(context);
-  m.barrier.wait(count);  // now all are awake
+void try_meeting(void* context, int id, int count) {
+  constexpr int together = 8;       // in a round
+  constexpr int64_t most = 100000;  // ns of all rounds
+  Trial& trial = *static_cast<Trial*>(context);
+  trial.barrier.wait(count);  // now all are awake
   const int64_t begin = now();
-  for (int round = 0; round <= m.last.load(std::memory_order_relaxed); ++round) {
+  int64_t shortest = INT64_MAX;
+  for (int round = 0; round <= trial.last.load(std::memory_order_relaxed); ++round) {
     const int64_t before = now();
-    if (id == 0 && before - begin > enough) m.last.store(round, std::memory_order_relaxed);  // all see it as they meet
-    for (int i = 0; i < together; ++i) m.barrier.wait(count);
-    if (id != 0) continue;
-    m.threads = count;
-    const int64_t each = (now() - before) / together;
-    if (round == 0 || each < m.shortest) m.shortest = each;
+    if (id == 0 && before - begin > most) trial.last.store(round, std::memory_order_relaxed);  // seen when they meet
+    for (int i = 0; i < together; ++i) trial.barrier.wait(count);
+    shortest = std::min(shortest, (now() - before) / together);
   }
+  if (id == 0) trial.threads = count, trial.shortest = shortest;
 }
 
-// Of the last measurement: its end, what it found, and the number of threads.
-std::atomic<int64_t> met_at{0}, meeting{0};
-std::atomic<int> met{1};
+std::atomic<int64_t> next_trial{0};  // when
+std::atomic<double> meeting{30};     // ns for each thread
 
 }  // namespace
 
@@ -458,18 +454,17 @@ void parallel(int threads, Task task, void* context) {
 
 bool in_parallel() { return inside_region; }
 
-int64_t meeting_time(int threads) {
-  constexpr int64_t period = 200000000, disturbed = 20000;  // ns; a thread that had to wait for its core
-  if (now() - met_at.load(std::memory_order_relaxed) > period) {
-    Meetings all;
-    parallel(threads, meet, &all);
-    if (all.threads > 1 && all.shortest < disturbed) {
-      meeting.store(all.shortest, std::memory_order_relaxed);
-      met.store(all.threads, std::memory_order_relaxed);
-    }
-    met_at.store(now(), std::memory_order_relaxed);
+double meeting_time(int threads) {
+  constexpr int64_t period = 200000000, short_period = 50000000, disturbed = 20000;  // ns
+  int64_t due = next_trial.load(std::memory_order_relaxed);
+  if (now() > due && !in_parallel() && next_trial.compare_exchange_strong(due, now() + period)) {
+    Trial trial;
+    parallel(threads, try_meeting, &trial);
+    if (trial.threads > 1)
+      meeting.store(static_cast<double>(trial.shortest) / trial.threads, std::memory_order_relaxed);
+    if (trial.shortest > disturbed) next_trial.store(now() + short_period);  // some thread had to wait for a core
   }
-  return meeting.load(std::memory_order_relaxed) * threads / met.load(std::memory_order_relaxed);
+  return meeting.load(std::memory_order_relaxed);
 }
 
 bool begin_call() {

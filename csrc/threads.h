@@ -59,10 +59,9 @@ class BesideOpenMP {
 bool begin_call();
 void end_call();
 
-// How long a Barrier takes `threads` threads, in ns; 0 if that is not known. Measured now and then, because a virtual
-// machine's cores are next to each other at some times and far apart at others; for another number of threads in
-// proportion.
-int64_t meeting_time(int threads);
+// How long a Barrier takes each thread that meets there, in ns. Measured with `threads` of them now and then, because
+// the cores of a virtual machine are next to each other at some times and far apart at others.
+double meeting_time(int threads);
 
 // Lets another thread have this core.
 void yield_core();

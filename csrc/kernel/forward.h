@@ -20,11 +20,11 @@ template <class C, class T> struct ForwardLayer {
   Rows<T> y;
   const T *h0, *c0;  // [B, S] and [B, H], or null
   T *hn, *cn;
-  T* h;                      // [2][B][panel of S][lane]: a sequence's step reads one half and writes the other
-  T* operand;                // what enters U: h, or a copy of it times the recurrent mask
-  T* c;                      // [panel][row][lane], a region for each part
-  T* x_part;                 // [panel][row of the block][gate][lane], a region for each part
-  T* saved;                  // [panel][row][saved][lane], or null
+  T* h;        // [2][B][panel of S][lane], with gaps between parts: a step reads one half and writes the other
+  T* operand;  // what enters U: h, or a copy of it times the recurrent mask
+  T* c;        // [panel][row][lane], a region for each part
+  T* x_part;   // [panel][row of the block][gate][lane], a region for each part
+  T* saved;    // [panel][row][saved][lane], or null
   Moments<T> (*moments)[3];  // as the tape's, or null
   Options<T> options;
   int64_t layer, direction;

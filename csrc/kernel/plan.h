@@ -1,5 +1,5 @@
-// Who does what: how the work of a pass is divided over threads (how many, says ../cost.h), and how many steps are
-// taken together. None of these choices changes a bit of any result.
+// Who does what: how the work of a pass is divided over threads, whose number comes from ../cost.h, and how many steps
+// are taken together. None of these choices changes a bit of any result.
 #pragma once
 
 #include "../cost.h"

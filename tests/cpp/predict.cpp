@@ -22,7 +22,7 @@ constexpr Case cases[] = {
     {"LSTM 25,64,1024,1024", Cell::lstm, 25, 64, 1024, 1024}};
 
 constexpr int machines[] = {2, 8, 64};  // threads
-constexpr double meeting = 30;          // ns for each thread
+constexpr double meeting = 30;          // ns for each thread that meets
 constexpr rnnfast::Kernel kernel{32, 8};
 
 void print(const Case& c, int most) {
@@ -33,9 +33,9 @@ void print(const Case& c, int most) {
   pass.steps = c.steps;
   pass.batch = c.batch;
   const int useful = rnnfast::useful_threads(most, pass, kernel);
-  const int threads = rnnfast::fastest_threads(useful, meeting * useful, pass, kernel);
+  const int threads = rnnfast::fastest_threads(useful, meeting, pass, kernel);
   const double gain =
-      rnnfast::predicted_step(1, 0, pass, kernel) / rnnfast::predicted_step(threads, meeting * threads, pass, kernel);
+      rnnfast::predicted_step(1, 0, pass, kernel) / rnnfast::predicted_step(threads, meeting, pass, kernel);
   const int64_t panels = c.units / kernel.lanes, bytes = 4 * gates_of(c.cell) * c.units * (c.inputs + c.units);
   const char* const split = rnnfast::splits_rows(threads, c.batch, panels, bytes) ? "rows" : "units";
   if (threads == 1)
