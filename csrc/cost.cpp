@@ -10,7 +10,7 @@ namespace {
 
 // A step of one layer and direction, on average over the layers.
 struct Work {
-  int64_t directions, batch, panels, weight_bytes;
+  int64_t directions, batch, panels, recurrent_bytes;
   bool training;
   int gates;
   double alone;  // ns of one thread
@@ -22,19 +22,23 @@ struct Work {
         training(pass.tape),
         gates(gates_of(pass.spec.cell)) {
     const int64_t weights = step_work(pass.spec, 1) / pass.spec.num_layers;
-    weight_bytes = weights * (kernel.vector_bytes / kernel.lanes);
+    const int64_t outputs = pass.spec.proj_size ? pass.spec.proj_size : pass.spec.hidden_size;
+    const int64_t recurrent = gates * panels * kernel.lanes * outputs;
+    recurrent_bytes = recurrent * (kernel.vector_bytes / kernel.lanes);
     // Measured are 58 to 60 multiply-adds of a float32 in a nanosecond with AVX2 and with AVX-512 in halves, 94 and 142
-    // with AVX-512 in whole, for which this says 118. Where few rows share the weights, reading these takes longer, and
-    // counts as more of them.
+    // with AVX-512 in whole, for which this says 118. Where few rows share weights, reading these takes longer, and
+    // counts as more of them; those by x are shared by many steps, if there are many.
     const double vectors = kernel.vector_bytes == 64 && halves_vectors() ? 3.7 : 7.4;  // in a ns
     const int products = training ? 3 : 1;                                             // two on the way back
-    alone = products * static_cast<double>(weights) * (static_cast<double>(batch) + 1.6) / (vectors * kernel.lanes);
+    const double read = static_cast<double>(pass.steps > 1 ? recurrent : weights);
+    const double sums = static_cast<double>(weights) * static_cast<double>(batch);
+    alone = products * (sums + 1.6 * read) / (vectors * kernel.lanes);
   }
 
   double time(int threads, double meeting) const {
     if (threads <= 1) return alone * static_cast<double>(directions);
     const int64_t team = std::max<int64_t>(threads / directions, 1);
-    const bool by_rows = splits_rows(team, batch, panels, weight_bytes);
+    const bool by_rows = splits_rows(team, batch, panels, recurrent_bytes);
     const int64_t parts = by_rows ? batch : panels;  // of which the largest share is
     const double share = static_cast<double>((parts + team - 1) / team) / static_cast<double>(parts);
     // Where units are split a step costs the barrier, and what the others wrote is read line by line from other cores.
@@ -82,9 +86,9 @@ int fastest_threads(int threads, double meeting, const Forward& pass, Kernel ker
   return Work(pass, kernel).fastest(threads, meeting);
 }
 
-bool splits_rows(int64_t threads, int64_t batch, int64_t panels, int64_t weight_bytes) {
-  constexpr int64_t enough_rows = 4, private_cache = 1 << 20;
-  return batch >= threads * enough_rows && (weight_bytes <= private_cache || panels < 2 * threads);
+bool splits_rows(int64_t threads, int64_t batch, int64_t panels, int64_t recurrent_bytes) {
+  constexpr int64_t enough_rows = 4, private_cache = 768 << 10;  // of most L2 of 1 MB and more
+  return batch >= threads * enough_rows && (recurrent_bytes <= private_cache || panels < 2 * threads);
 }
 
 int64_t step_work(const Spec& spec, int64_t batch) {

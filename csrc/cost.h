@@ -30,10 +30,10 @@ double predicted_step(int threads, double meeting, const Forward& pass, Kernel k
 // For how many threads, of `threads`, that is least.
 int fastest_threads(int threads, double meeting, const Forward& pass, Kernel kernel);
 
-// Rows are split where each thread gets at least four, below which a step takes hardly less time, and the weights stay
-// in its cache: then no thread ever waits for another. Otherwise units are split, and each thread keeps its slice of
-// the recurrent weights.
-bool splits_rows(int64_t threads, int64_t batch, int64_t panels, int64_t weight_bytes);
+// Rows are split where each thread gets at least four, below which a step takes hardly less time, and the recurrent
+// weights stay in its cache: then no thread ever waits for another. Otherwise units are split, and each thread keeps
+// its slice of these weights.
+bool splits_rows(int64_t threads, int64_t batch, int64_t panels, int64_t recurrent_bytes);
 
 // Multiply-adds of a step of all layers, one direction.
 int64_t step_work(const Spec& spec, int64_t batch);

@@ -307,12 +307,6 @@ template <class C, class T> class BackwardPass {
 
   // --- one layer and direction ---
 
-  Extent extent_of(const Sizes& n) const {
-    return {pass_.steps, pass_.batch, n.panels, n.output_panels,
-            n.panels * C::gates * width * static_cast<int64_t>(sizeof(T))};
-  }
-  int64_t weight_bytes(const Sizes& n) const { return extent_of(n).row_bytes * n.outputs; }
-
   void run_layer(Layer layer, int64_t l, int64_t d, const Team& team, int id) {
     Scratch scratch = scratch_[d];
     scratch.line += id * max(layer.n.output_panels, layer.n.panels) * width;
@@ -321,7 +315,7 @@ template <class C, class T> class BackwardPass {
       scratch.weights = Packed<C, T>(packed, spec_, layer.n);
     }
     T** out_rows = out_rows_ + id * apart(block_rows_);
-    const Part part = make_part(team, extent_of(layer.n), weight_bytes(layer.n));
+    const Part part = make_part(team, extent_of<C, T>(pass_, layer.n));
     prepare(layer, scratch, team, part);
     const int64_t steps = pass_.batch ? pass_.steps : 0;
     if (layer.gradients && steps == 0) weight_products(scratch, layer, team, 0, false);  // zeros: no block writes them

@@ -51,7 +51,7 @@ template <class C, class T> class ForwardPass {
     const int64_t directions = spec_.num_directions, batch = pass.batch;
     const Sizes most = largest_sizes<T>(spec_);
     threads_ = useful_threads(pass.threads, pass, kernel);
-    block_ = forward_block(extent_of(most), most.inputs, threads_);
+    block_ = forward_block(extent_of<C, T>(pass, most), most.inputs, threads_);
     has_x_part_ = block_ > 1 || splits() || normalizes();
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
     gaps_ = (threads_ - 1) * row_gap * width;
@@ -146,12 +146,6 @@ template <class C, class T> class ForwardPass {
   bool splits() const { return C::gates == 3 && resets_before(spec_); }
 
   bool has_recurrent_masks() const { return pass_.tape && pass_.recurrent_masks; }
-  Extent extent_of(const Sizes& n) const {
-    return {pass_.steps, pass_.batch, n.panels, n.output_panels,
-            n.panels * C::gates * width * static_cast<int64_t>(sizeof(T))};
-  }
-  int64_t weight_bytes(const Sizes& n) const { return extent_of(n).row_bytes * (n.outputs + n.inputs); }
-
   void thread(int id, int count) {
     Flush flush;
     const Team team = make_team(meetings_, id, count, spec_.num_directions);
@@ -166,7 +160,7 @@ template <class C, class T> class ForwardPass {
       }
       for (int64_t d = team.directions.first; d < team.directions.last; ++d) {
         const Layer& layer = layers_[l * spec_.num_directions + d];
-        run_layer(layer, make_part(team, extent_of(layer.n), weight_bytes(layer.n)), id);
+        run_layer(layer, make_part(team, extent_of<C, T>(pass_, layer.n)), id);
       }
       if (l + 1 < spec_.num_layers) meetings_->barrier.wait(count);
     }

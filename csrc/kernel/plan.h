@@ -4,6 +4,7 @@
 
 #include "../cost.h"
 #include "../threads.h"
+#include "layout.h"
 #include "schedule.h"
 
 namespace rnnfast {
@@ -69,8 +70,14 @@ struct Part {
 // The sizes of one layer that the plan depends on.
 struct Extent {
   int64_t steps, batch, panels, output_panels;
-  int64_t row_bytes;  // row_bytes: the gates of one row, all units; as much as weights for one k
+  int64_t row_bytes;        // the gates of one row, all units; as much as weights for one k
+  int64_t recurrent_bytes;  // of weights
 };
+
+template <class C, class T> Extent extent_of(const Forward& pass, const Sizes& n) {
+  const int64_t row_bytes = n.panels * C::gates * vector_bytes;
+  return {pass.steps, pass.batch, n.panels, n.output_panels, row_bytes, row_bytes * n.outputs};
+}
 
 // Where rows follow upon each other, the hardware of the core that reads or writes one part's fetches the first lines
 // of the next's, which that part's core then has to take back, in every step.
@@ -89,8 +96,8 @@ inline Team make_team(Meeting* meetings, int id, int count, int64_t directions) 
 }
 
 // See splits_rows() in ../cost.h.
-inline Part make_part(const Team& team, const Extent& e, int64_t weight_bytes) {
-  if (team.size > 1 && splits_rows(team.size, e.batch, e.panels, weight_bytes))
+inline Part make_part(const Team& team, const Extent& e) {
+  if (team.size > 1 && splits_rows(team.size, e.batch, e.panels, e.recurrent_bytes))
     return {share(e.batch, team.rank, team.size),
             {0, e.panels},
             {0, e.output_panels},

@@ -36,7 +36,7 @@ void print(const Case& c, int most) {
   const int threads = rnnfast::fastest_threads(useful, meeting, pass, kernel);
   const double gain =
       rnnfast::predicted_step(1, 0, pass, kernel) / rnnfast::predicted_step(threads, meeting, pass, kernel);
-  const int64_t panels = c.units / kernel.lanes, bytes = 4 * gates_of(c.cell) * c.units * (c.inputs + c.units);
+  const int64_t panels = c.units / kernel.lanes, bytes = 4 * gates_of(c.cell) * c.units * c.units;
   const char* const split = rnnfast::splits_rows(threads, c.batch, panels, bytes) ? "rows" : "units";
   if (threads == 1)
     std::printf(" 1 |");
