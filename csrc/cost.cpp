@@ -11,6 +11,7 @@ namespace {
 // A step of one layer and direction, on average over the layers.
 struct Work {
   int64_t directions, batch, panels, recurrent_bytes;
+  double steps;  // of all layers
   bool training;
   int gates;
   double alone;  // ns of one thread
@@ -19,6 +20,7 @@ struct Work {
       : directions(pass.spec.num_directions),
         batch(pass.batch),
         panels(std::max<int64_t>((pass.spec.hidden_size + kernel.lanes - 1) / kernel.lanes, 1)),
+        steps(static_cast<double>(std::max<int64_t>(pass.steps, 1) * pass.spec.num_layers)),
         training(pass.tape),
         gates(gates_of(pass.spec.cell)) {
     const int64_t weights = step_work(pass.spec, 1) / pass.spec.num_layers;
@@ -44,8 +46,9 @@ struct Work {
     // Where units are split a step costs the barrier, and what the others wrote is read line by line from other cores.
     // Where rows are split, or directions, some lines go from core to core all the same, because hardware fetches
     // beyond the end of a thread's part. On the way back there are more, by gates: every step has the parts of all.
-    const int meetings = (by_rows || team == 1 ? 2 : 6) + (training ? 4 * (gates + 1) : 0);
-    return alone * share + meeting * static_cast<double>(std::max<int64_t>(team, 2) * meetings);
+    // And the pass has to get to the others, and its end back.
+    const double meetings = (by_rows || team == 1 ? 2 : 6) + (training ? 4 * (gates + 1) : 0) + 12 / steps;
+    return alone * share + meeting * meetings * static_cast<double>(std::max<int64_t>(team, 2));
   }
 
   int fastest(int threads, double meeting) const {
@@ -62,12 +65,12 @@ constexpr double near = 25, far = 5000;  // ns of a meeting for each thread: les
 
 int useful_threads(int threads, const Forward& pass, Kernel kernel) {
   if (threads < 0) return -threads;
-  if (threads <= 1 || !pass.batch) return 1;
+  if (threads <= 1 || !pass.batch || !pass.steps) return 1;
   const Work work(pass, kernel);
   // Sleeping workers take some 40 us to begin, and more after a pause, which single steps come after; where calls
   // follow upon each other they take about one. Each thread should have as much to do, and there twice as much.
   const double start = (pass.in_succession ? 2e3 : pass.steps > 1 ? 45e3 : 65e3) * (work.training ? 2 : 1);
-  const double worth = work.time(1, 0) * static_cast<double>(pass.steps * pass.spec.num_layers) / start;
+  const double worth = work.time(1, 0) * work.steps / start;
   return work.fastest(static_cast<int>(std::min(worth, static_cast<double>(threads))), near);
 }
 
