@@ -455,14 +455,14 @@ void parallel(int threads, Task task, void* context) {
 bool in_parallel() { return inside_region; }
 
 double meeting_time(int threads) {
-  constexpr int64_t period = 200000000, short_period = 50000000, disturbed = 20000;  // ns
+  constexpr int64_t period = 200000000;  // ns
+  constexpr double disturbed = 10000;  // ns: a thread had to wait for its core, which says nothing about the way there
   int64_t due = next_trial.load(std::memory_order_relaxed);
   if (now() > due && !in_parallel() && next_trial.compare_exchange_strong(due, now() + period)) {
     Trial trial;
     parallel(threads, try_meeting, &trial);
-    if (trial.threads > 1)
-      meeting.store(static_cast<double>(trial.shortest) / trial.threads, std::memory_order_relaxed);
-    if (trial.shortest > disturbed) next_trial.store(now() + short_period);  // some thread had to wait for a core
+    const double each = static_cast<double>(trial.shortest) / trial.threads;
+    if (trial.threads > 1 && each < disturbed) meeting.store(each, std::memory_order_relaxed);
   }
   return meeting.load(std::memory_order_relaxed);
 }
