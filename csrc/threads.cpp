@@ -225,7 +225,7 @@ class Pool {
     inside_region = true;  // a worker runs nothing but regions
     thread_[id - 1].store(current_thread(), std::memory_order_relaxed);
     for (uint32_t seen = 0;; ++seen) {
-      // Its call has not ended, and not every call needs it.
+      // Its call has yet to end, hence twice the pause; and calls that do without it must not keep it awake.
       const int64_t until = now() + 2 * longest_pause;
       while (in_succession() && now() < until && !start->spin(seen, worker_spins)) {
       }
