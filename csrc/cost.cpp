@@ -59,7 +59,8 @@ struct Work {
   }
 };
 
-constexpr double near = 25, far = 5000;  // ns of a meeting for each thread: less and more than was ever measured
+// Ns of a meeting for each thread: what is counted on at least, and more than was ever measured.
+constexpr double near = 25, far = 5000;
 
 }  // namespace
 
