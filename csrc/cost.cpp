@@ -8,86 +8,163 @@
 namespace rnnfast {
 namespace {
 
-// A step of one layer and direction, on average over the layers.
-struct Work {
-  int64_t directions, batch, panels, recurrent_bytes;
-  double steps;  // of all layers
-  bool training;
-  int gates;
-  double alone;  // ns of one thread
+// Ns of a meeting for each thread: what is counted on at least, and more than was ever measured.
+constexpr double near = 25, far = 5000;
 
+// Multiply-adds of a vector in a nanosecond. Measured are 58 to 60 of a float32 with AVX2 and with AVX-512 in halves,
+// 94 and 142 with AVX-512 in whole, for which this says 118.
+double rate(Kernel kernel) { return kernel.vector_bytes == 64 && halves_vectors() ? 3.7 : 7.4; }
+
+int64_t panels_of(int64_t units, Kernel kernel) {
+  return std::max<int64_t>((units + kernel.lanes - 1) / kernel.lanes, 1);
+}
+
+// The sums over x of one row of a layer and direction, by a team that does not split the batch: ns of the slowest
+// thread, where they split the panels and where they split the rows of a block.
+struct InputProduct {
+  double by_panels, by_rows;
+
+  InputProduct(const Crew& crew, int64_t team, const Spec& spec, int64_t layer, Kernel kernel) {
+    const int64_t gates = gates_of(spec.cell), units = units_of(spec, layer), panels = panels_of(units, kernel);
+    // A last panel with few units has its gates packed into fewer vectors.
+    const int64_t last = gates > 1 ? gates * (units - (panels - 1) * kernel.lanes) : kernel.lanes;
+    const int64_t all = gates * (panels - 1) + (last + kernel.lanes - 1) / kernel.lanes;
+    const int64_t largest = crew.alone ? all : std::min(all, gates * ((panels + team - 1) / team));
+    const double vector = static_cast<double>(inputs_of(spec, layer)) / rate(kernel);
+    by_panels = vector * static_cast<double>(largest);
+    // Sums by rows are read by other threads than wrote them, line by line. Between near cores the hardware fetches
+    // them in time; where it takes longer to meet they are waited for.
+    const auto lines = static_cast<double>(gates * panels * kernel.vector_bytes / 64);
+    const double own = 1 / static_cast<double>(team), wait = 0.4 * std::max(crew.meeting - near, 0.0);
+    by_rows = vector * static_cast<double>(all) * own + lines * (1 - own) * wait;
+  }
+  double saved() const { return std::max(by_panels - by_rows, 0.0); }
+};
+
+// A step of one layer and direction, on average over the layers.
+class Work {
+ public:
   Work(const Forward& pass, Kernel kernel)
-      : directions(pass.spec.num_directions),
-        batch(pass.batch),
-        panels(std::max<int64_t>((pass.spec.hidden_size + kernel.lanes - 1) / kernel.lanes, 1)),
-        steps(static_cast<double>(std::max<int64_t>(pass.steps, 1) * pass.spec.num_layers)),
-        training(pass.tape),
-        gates(gates_of(pass.spec.cell)) {
-    const int64_t weights = step_work(pass.spec, 1) / pass.spec.num_layers;
-    const int64_t outputs = pass.spec.proj_size ? pass.spec.proj_size : pass.spec.hidden_size;
-    const int64_t recurrent = gates * panels * kernel.lanes * outputs;
-    recurrent_bytes = recurrent * (kernel.vector_bytes / kernel.lanes);
-    // Measured are 58 to 60 multiply-adds of a float32 in a nanosecond with AVX2 and with AVX-512 in halves, 94 and 142
-    // with AVX-512 in whole, for which this says 118. Where few rows share weights, reading these takes longer, and
-    // counts as more of them; those by x are shared by many steps, if there are many.
-    const double vectors = kernel.vector_bytes == 64 && halves_vectors() ? 3.7 : 7.4;  // in a ns
-    const int products = training ? 3 : 1;                                             // two on the way back
-    const double read = static_cast<double>(pass.steps > 1 ? recurrent : weights);
-    const double sums = static_cast<double>(weights) * static_cast<double>(batch);
-    alone = products * (sums + 1.6 * read) / (vectors * kernel.lanes);
+      : spec_(pass.spec),
+        kernel_(kernel),
+        batch_(pass.batch),
+        panels_(panels_of(spec_.hidden_size, kernel)),
+        steps_(static_cast<double>(std::max<int64_t>(pass.steps, 1) * spec_.num_layers)),
+        in_blocks_(pass.steps > 1),
+        training_(pass.tape) {
+    const int64_t outputs = spec_.proj_size ? spec_.proj_size : spec_.hidden_size;
+    const int64_t recurrent = gates_of(spec_.cell) * panels_ * kernel.lanes * outputs;
+    recurrent_bytes_ = recurrent * (kernel.vector_bytes / kernel.lanes);
+    int64_t by_x = 0;
+    for (int64_t l = 0; l < layers(); ++l) by_x += gates_of(spec_.cell) * units_of(spec_, l) * inputs_of(spec_, l);
+    const double by_h = static_cast<double>((step_work(spec_, 1) - by_x) / layers() * batch_);
+    // Where few rows share weights, reading these takes longer, and counts as more multiply-adds. Those by x are shared
+    // by many steps, if there are many.
+    const auto read = static_cast<double>(in_blocks_ ? recurrent : recurrent + by_x / layers());
+    recurrence_ = products() * (by_h + 1.6 * read) / (rate(kernel) * kernel.lanes);
+    // Sleeping workers take some 40 us to begin, and more after a pause, which single steps come after; where calls
+    // follow upon each other they take about one.
+    start_ = (pass.in_succession ? 2e3 : in_blocks_ ? 45e3 : 65e3) * (training_ ? 2 : 1);
   }
 
-  double time(int threads, double meeting) const {
-    if (threads <= 1) return alone * static_cast<double>(directions);
-    const int64_t team = std::max<int64_t>(threads / directions, 1);
-    const bool by_rows = splits_rows(team, batch, panels, recurrent_bytes);
-    const int64_t parts = by_rows ? batch : panels;  // of which the largest share is
-    const double share = static_cast<double>((parts + team - 1) / team) / static_cast<double>(parts);
+  // Ns of a crew.
+  double time(const Crew& crew) const {
+    const int64_t team = team_of(crew.threads);
+    const bool by_rows = !crew.alone && team > 1 && splits_rows(team, batch_, panels_, recurrent_bytes_);
+    const int64_t parts = by_rows ? batch_ : panels_;  // of which the largest share is
+    const double share = crew.alone ? 1 : static_cast<double>((parts + team - 1) / team) / static_cast<double>(parts);
+    double inputs = 0;
+    for (int64_t l = 0; l < layers(); ++l) {
+      const InputProduct row(crew, by_rows ? 1 : team, spec_, l, kernel_);
+      inputs += products() * row.by_panels * (by_rows ? share : 1) - (in_blocks_ ? row.saved() : 0);
+    }
+    inputs *= static_cast<double>(batch_) / static_cast<double>(layers());
+    const double work = inputs + recurrence_ * share;
+    if (crew.threads == 1) return work * static_cast<double>(spec_.num_directions);
     // Where units are split a step costs the barrier, and what the others wrote is read line by line from other cores.
     // Where rows are split, or directions, some lines go from core to core all the same, because hardware fetches
     // beyond the end of a thread's part. On the way back there are more, by gates: every step has the parts of all.
     // And the pass has to get to the others, and its end back.
-    const double meetings = (by_rows || team == 1 ? 2 : 6) + (training ? 4 * (gates + 1) : 0) + 12 / steps;
-    return alone * share + meeting * meetings * static_cast<double>(std::max<int64_t>(team, 2));
+    const int of_step = crew.alone ? 0 : by_rows || team == 1 ? 2 : 6;
+    const double meetings = of_step + (training_ ? 4 * (gates_of(spec_.cell) + 1) : 0) + 12 / steps_;
+    return work + crew.meeting * meetings * static_cast<double>(std::max<int64_t>(team, 2));
   }
 
-  int fastest(int threads, double meeting) const {
-    int best = 1;
-    for (int n = 2; n <= threads; ++n)
-      if (time(n, meeting) < time(best, meeting)) best = n;
+  // The fastest crew of at most so many threads. Each should have as much to do as it takes to start, and there twice
+  // as much. Those that wait for the end of another's recurrence should save a fifth.
+  Crew fastest(int threads, double meeting) const {
+    Crew best{1, false, meeting};
+    const double one = time(best), recurrence = recurrence_ * static_cast<double>(spec_.num_directions);
+    const double worth = one * steps_ / start_, worth_alone = (one - recurrence) * steps_ / start_;
+    double least = one;
+    for (int n = 2; n <= std::min<double>(threads, worth); ++n)
+      for (const Crew& crew : {Crew{n, false, meeting}, Crew{n, true, meeting}}) {
+        if (crew.alone && (n > worth_alone || !can_be_alone(crew))) continue;
+        const double ns = time(crew);
+        if (ns < (crew.alone ? std::min(least, 0.8 * one) : least)) best = crew, least = ns;
+      }
     return best;
   }
-};
 
-// Ns of a meeting for each thread: what is counted on at least, and more than was ever measured.
-constexpr double near = 25, far = 5000;
+  // Whether a crew saves time by rows of input products.
+  bool shares_inputs(const Crew& crew) const {
+    const int64_t team = team_of(crew.threads);
+    if (!in_blocks_ || splits_rows(team, batch_, panels_, recurrent_bytes_)) return false;
+    for (int64_t l = 0; l < layers(); ++l)
+      if (InputProduct(crew, team, spec_, l, kernel_).saved() > 0) return true;
+    return false;
+  }
+  bool can_be_alone(Crew crew) const {
+    crew.alone = true;
+    return !training_ && shares_inputs(crew);
+  }
+
+  int64_t panels() const { return panels_; }
+
+ private:
+  int64_t layers() const { return spec_.num_layers; }
+  int64_t team_of(int threads) const { return std::max<int64_t>(threads / spec_.num_directions, 1); }
+  int products() const { return training_ ? 3 : 1; }  // with the same weights: two on the way back
+
+  const Spec& spec_;
+  const Kernel kernel_;
+  const int64_t batch_, panels_;
+  int64_t recurrent_bytes_;
+  double steps_;  // of all layers
+  bool in_blocks_, training_;
+  double recurrence_;  // ns of one thread
+  double start_;       // ns of another one, once for the pass
+};
 
 }  // namespace
 
 int useful_threads(int threads, const Forward& pass, Kernel kernel) {
   if (threads < 0) return -threads;
   if (threads <= 1 || !pass.batch || !pass.steps) return 1;
-  const Work work(pass, kernel);
-  // Sleeping workers take some 40 us to begin, and more after a pause, which single steps come after; where calls
-  // follow upon each other they take about one. Each thread should have as much to do, and there twice as much.
-  const double start = (pass.in_succession ? 2e3 : pass.steps > 1 ? 45e3 : 65e3) * (work.training ? 2 : 1);
-  const double worth = work.time(1, 0) * work.steps / start;
-  return work.fastest(static_cast<int>(std::min(worth, static_cast<double>(threads))), near);
+  return Work(pass, kernel).fastest(threads, near).threads;
 }
 
-int threads_now(int threads, int useful, const Forward& pass, Kernel kernel) {
-  if (threads < 0 || useful <= 1) return useful;
+Crew crew_now(int threads, int useful, const Forward& pass, Kernel kernel) {
+  Crew crew{useful, false, near};
+  if (useful <= 1) return crew;
   const Work work(pass, kernel);
-  if (work.fastest(useful, far) == useful) return useful;  // nothing depends on what a measurement finds
+  if (threads < 0) {
+    crew.alone = work.panels() < useful && work.can_be_alone(crew);
+    return crew;
+  }
+  // Where nothing depends on what a measurement finds there is none.
+  if (work.fastest(useful, far).threads == useful && !work.shares_inputs(crew)) return crew;
   return work.fastest(useful, std::max(near, meeting_time(useful)));
 }
 
-double predicted_step(int threads, double meeting, const Forward& pass, Kernel kernel) {
-  return Work(pass, kernel).time(threads, meeting);
+double predicted_step(const Crew& crew, const Forward& pass, Kernel kernel) { return Work(pass, kernel).time(crew); }
+
+Crew fastest_crew(int threads, double meeting, const Forward& pass, Kernel kernel) {
+  return Work(pass, kernel).fastest(threads, meeting);
 }
 
-int fastest_threads(int threads, double meeting, const Forward& pass, Kernel kernel) {
-  return Work(pass, kernel).fastest(threads, meeting);
+bool shares_inputs(const Crew& crew, int64_t team, const Spec& spec, int64_t layer, Kernel kernel) {
+  return InputProduct(crew, team, spec, layer, kernel).saved() > 0;
 }
 
 bool splits_rows(int64_t threads, int64_t batch, int64_t panels, int64_t recurrent_bytes) {

@@ -15,25 +15,36 @@ struct Kernel {
   int vector_bytes, lanes;
 };
 
+// How many threads compute a pass, and how.
+struct Crew {
+  int threads;
+  bool alone;      // one thread of a direction has its recurrence, and the others take part in its input products only
+  double meeting;  // ns that a barrier takes for each thread that meets there
+};
+
 // How many threads a pass is worth, of `threads`, where cores are near each other; a negative number is not up for
 // discussion. A forward pass that keeps a tape and its backward pass are looked at together: the tape is near those who
 // wrote it.
 int useful_threads(int threads, const Forward& pass, Kernel kernel);
 
-// How many of these at the moment, which depends on how long it takes them to meet.
-int threads_now(int threads, int useful, const Forward& pass, Kernel kernel);
+// The crew of these at the moment, which depends on how long it takes them to meet.
+Crew crew_now(int threads, int useful, const Forward& pass, Kernel kernel);
 
-// What a step of one layer takes so many threads, in ns, on average; with a tape, there and back. `meeting`: ns that a
-// barrier takes for each thread that meets there.
-double predicted_step(int threads, double meeting, const Forward& pass, Kernel kernel);
+// What a step of one layer takes a crew, in ns, on average; with a tape, there and back.
+double predicted_step(const Crew& crew, const Forward& pass, Kernel kernel);
 
-// For how many threads, of `threads`, that is least.
-int fastest_threads(int threads, double meeting, const Forward& pass, Kernel kernel);
+// The crew of at most `threads` that takes least.
+Crew fastest_crew(int threads, double meeting, const Forward& pass, Kernel kernel);
 
 // Rows are split where each thread gets at least four, below which a step takes hardly less time, and the recurrent
 // weights stay in its cache: then no thread ever waits for another. Otherwise units are split, and each thread keeps
 // its slice of these weights.
 bool splits_rows(int64_t threads, int64_t batch, int64_t panels, int64_t recurrent_bytes);
+
+// Whether a team that does not split the batch splits the rows of a block for a layer's input product, each thread with
+// all panels. Then they read each other's sums, but where inputs are wide that takes less time than panels that cannot
+// be split, or not equally.
+bool shares_inputs(const Crew& crew, int64_t team, const Spec& spec, int64_t layer, Kernel kernel);
 
 // Multiply-adds of a step of all layers, one direction.
 int64_t step_work(const Spec& spec, int64_t batch);

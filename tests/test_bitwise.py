@@ -203,6 +203,37 @@ def test_long_and_deep_passes_agree_on_instruction_sets_and_threads(kind: str, d
             assert_same_results(results, first, f"{isa} threads={threads}")
 
 
+NARROW: dict[str, tuple[Any, dict[str, Any]]] = {
+    "rnn": (rf.RNN, {}),
+    "lstm": (rf.LSTM, {}),
+    "lstm projected": (rf.LSTM, {"proj_size": 3}),
+    "lstm normalized": (rf.LSTM, {"layer_norm": True}),
+    "gru": (rf.GRU, {}),
+    "gru, reset before": (rf.GRU, {"reset_after": False}),
+}
+
+
+@pytest.mark.parametrize("H", [5, 20])
+@pytest.mark.parametrize("kind", NARROW)
+def test_threads_that_share_the_input_products_of_few_units_change_nothing(kind: str, H: int) -> None:
+    """With 5 units one thread has the recurrence, and with 20 each has some of it; several blocks, but of the RNN."""
+    make, options = NARROW[kind]
+    rng = np.random.default_rng(0)
+    for B, bidirectional in ((3, False), (7, True)):
+        layer = make(90, H, 2, bidirectional=bidirectional, seed=0, **options)
+        x = rng.standard_normal((9000 // B, B, 90)).astype("float32")
+        lengths = rng.integers(8000 // B, len(x) + 1, B)
+        first = None
+        for isa in FMA:
+            for threads in (1, 2, 3, 4):
+                with rf.use_isa(isa), exact_threads(threads):
+                    output, state = layer(x, lengths=lengths)
+                first = first or (output, state)
+                where = f"{isa} threads={threads} B={B}"
+                assert_same_bits(f"output {where}", output, first[0])
+                assert_same_bits(f"state {where}", state, first[1])
+
+
 # --- in which company: the batch, padding ---
 
 

@@ -199,8 +199,9 @@ template <class C, class T> class BackwardPass {
   bool run() {
     schedule_.build();
     for (int64_t j = 0; j < meetings_for(threads_); ++j) meetings_[j] = Meeting();
-    const int threads = threads_now(call_.threads, threads_, pass_, kernel);
-    parallel(threads, [](void* self, int id, int count) { static_cast<BackwardPass*>(self)->thread(id, count); }, this);
+    const Crew crew = crew_now(call_.threads, threads_, pass_, kernel);
+    parallel(
+        crew.threads, [](void* self, int id, int count) { static_cast<BackwardPass*>(self)->thread(id, count); }, this);
     return !interrupt_.happened();
   }
 
@@ -315,7 +316,7 @@ template <class C, class T> class BackwardPass {
       scratch.weights = Packed<C, T>(packed, spec_, layer.n);
     }
     T** out_rows = out_rows_ + id * apart(block_rows_);
-    const Part part = make_part(team, extent_of<C, T>(pass_, layer.n));
+    const Part part = make_part(team, extent_of<C, T>(pass_, layer.n), false);
     prepare(layer, scratch, team, part);
     const int64_t steps = pass_.batch ? pass_.steps : 0;
     if (layer.gradients && steps == 0) weight_products(scratch, layer, team, 0, false);  // zeros: no block writes them

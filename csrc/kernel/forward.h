@@ -109,8 +109,9 @@ template <class C, class T> class ForwardPass {
     renew_rows();
     schedule_.build();
     for (int64_t j = 0; j < meetings_for(threads_); ++j) meetings_[j] = Meeting();
-    const int threads = threads_now(pass_.threads, threads_, pass_, kernel);
-    parallel(threads, [](void* self, int id, int count) { static_cast<ForwardPass*>(self)->thread(id, count); }, this);
+    crew_ = crew_now(pass_.threads, threads_, pass_, kernel);
+    parallel(
+        crew_.threads, [](void* self, int id, int count) { static_cast<ForwardPass*>(self)->thread(id, count); }, this);
     return !interrupt_.happened();
   }
 
@@ -160,10 +161,12 @@ template <class C, class T> class ForwardPass {
       }
       for (int64_t d = team.directions.first; d < team.directions.last; ++d) {
         const Layer& layer = layers_[l * spec_.num_directions + d];
-        run_layer(layer, make_part(team, extent_of<C, T>(pass_, layer.n)), id);
+        run_layer(layer, make_part(team, extent_of<C, T>(pass_, layer.n), crew_.alone), id);
       }
       if (l + 1 < spec_.num_layers) meetings_->barrier.wait(count);
     }
+    // A worker that is done sleeps before the next call follows, if another thread's recurrence goes on for long.
+    if (crew_.alone && pass_.in_succession) meetings_->barrier.wait(count);
   }
 
   Rows<const T> input(int64_t l) const { return l == 0 ? rows_of<T>(pass_.x) : read_only(output(l - 1)); }
@@ -229,10 +232,11 @@ template <class C, class T> class ForwardPass {
     StepRow<T>* step_rows = step_rows_ + id * apart(pass_.batch);
     for (int64_t s = 0; s < steps(); s += block_) {
       const int64_t place = (layer.layer * spec_.num_directions + layer.direction) * pass_.steps + s;
-      if (interrupt_.stops(*part.meeting, part.leader, id == 0, place)) break;
+      if (interrupt_.stops(*part.meeting, part.leader(), id == 0, place)) break;
       const Range block{s, min(s + block_, steps())};
       if (has_x_part_) input_product(layer, part, block, row_pointers);
       if (normalizes()) part.wait();
+      if (!part.has_recurrence()) continue;
       int64_t done = 0;  // rows of the block
       for (int64_t j = block.first; j < block.last; ++j) {
         if (keeps_boundaries() && j % segment_steps(pass_) == 0) keep_boundary(layer, part, j / segment_steps(pass_));
@@ -347,8 +351,16 @@ template <class C, class T> class ForwardPass {
       const StepRows rows = schedule_.rows(t, part.rows.first, part.rows.last);
       for (int64_t r = 0; r < rows.count; ++r) x_rows[count++] = layer.x.at(t, rows.batch(r));
     }
+    Range rows{0, count}, panels = part.panels;
+    const bool shared = part.sharers > 1 && shares_inputs(crew_, part.sharers, spec_, layer.layer, kernel);
+    if (shared) {
+      rows = share(count, part.rank, part.sharers), panels = {0, layer.n.panels};
+      part.wait_for_sharers();  // they may still read the sums of the block before
+    }
     const int64_t panel_stride = part.rows.size() * block_ * C::gates * width;
-    layer.weights.multiply_x(x_rows, count, part.panels, x_part_at(layer, part, 0, 0), panel_stride, part.panels);
+    layer.weights.multiply_x(x_rows + rows.first, rows.size(), panels, x_part_at(layer, part, 0, rows.first),
+                             panel_stride, panels);
+    if (shared) part.wait_for_sharers();
   }
 
   // --- one step ---
@@ -740,7 +752,7 @@ template <class C, class T> class ForwardPass {
     const int64_t h_stride = step.part.rows.size() * gates * width;
     const Moments<T> of_x = moments_of<T>(step.x_part(0, r), step.x_part_stride, C::gates, layer.n.units);
     const Moments<T> of_h = moments_of<T>(sums_at(step, C::gates, 0, r), h_stride, C::gates, layer.n.units);
-    if (layer.moments && step.part.leader) layer.moments[number][0] = of_x, layer.moments[number][1] = of_h;
+    if (layer.moments && step.part.leader()) layer.moments[number][0] = of_x, layer.moments[number][1] = of_h;
     for (int64_t p = step.part.panels.first; p < step.part.panels.last; ++p) {
       V x[C::gates], h[C::gates];
       for (int g = 0; g < C::gates; ++g) {
@@ -780,7 +792,7 @@ template <class C, class T> class ForwardPass {
     const int64_t b = step.rows[r].b, stride = step.part.rows.size() * width;
     const T* const row = c_at(layer, step.part, 0, b);
     const Moments<T> of_c = moments_of<T>(row, stride, 1, layer.n.units);
-    if (layer.moments && step.part.leader) layer.moments[step.first + r][2] = of_c;
+    if (layer.moments && step.part.leader()) layer.moments[step.first + r][2] = of_c;
     const Unit<T> unit_of_layer = layer.options.unit(nullptr);
     for (int64_t p = step.part.panels.first; p < step.part.panels.last; ++p) {
       const T* norm = layer.weights.ln_c + p * 2 * width;
@@ -798,6 +810,7 @@ template <class C, class T> class ForwardPass {
   int64_t block_, gaps_, x_part_size_ = 0;
   bool has_x_part_;
   int threads_;  // at most
+  Crew crew_{};
   Meeting* meetings_;
   Interrupt interrupt_;
   T *h_, *c_, *operand_ = nullptr, *x_part_ = nullptr, *between_[2] = {}, *masked_ = nullptr;

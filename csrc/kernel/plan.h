@@ -55,16 +55,20 @@ struct Team {
   void wait() const { meeting->barrier.wait(size); }
 };
 
-// What one thread of a team owns in the recurrence: some rows of the batch and some panels of units. Threads with the
-// same rows are peers: they need each other's h at every step.
+// What one thread of a team owns in the recurrence: some rows of the batch and some panels of units. Those with the
+// same rows may share the input product of a block, and are peers if each has some of the panels: then they need each
+// other's h at every step.
 struct Part {
   Range rows, panels, outputs;  // outputs: panels of h; as panels, but for a projection
   Meeting* meeting;
+  int rank, sharers;  // its number among those with the same rows
   int peers;
-  bool leader;
   int64_t gap;  // vectors that keep its rows of a state away from those of the parts before
 
+  bool leader() const { return rank == 0; }
+  bool has_recurrence() const { return leader() || peers > 1; }
   void wait() const { meeting->barrier.wait(peers); }
+  void wait_for_sharers() const { meeting->barrier.wait(sharers); }
 };
 
 // The sizes of one layer that the plan depends on.
@@ -95,23 +99,20 @@ inline Team make_team(Meeting* meetings, int id, int count, int64_t directions) 
                     : Team{meetings + 2, parts + first, id - first, count - first, {1, 2}};
 }
 
-// See splits_rows() in ../cost.h.
-inline Part make_part(const Team& team, const Extent& e) {
-  if (team.size > 1 && splits_rows(team.size, e.batch, e.panels, e.recurrent_bytes))
-    return {share(e.batch, team.rank, team.size),
-            {0, e.panels},
-            {0, e.output_panels},
-            team.parts + team.rank,
-            1,
-            true,
-            team.rank * row_gap};
-  return {{0, e.batch},
-          share(e.panels, team.rank, team.size),
-          share(e.output_panels, team.rank, team.size),
-          team.parts,
-          team.size,
-          team.rank == 0,
-          0};
+// See Crew and splits_rows() in ../cost.h.
+inline Part make_part(const Team& team, const Extent& e, bool alone) {
+  Part part{{0, e.batch}, {0, e.panels}, {0, e.output_panels}, team.parts, team.rank, team.size, 1, 0};
+  if (alone) {
+    if (team.rank > 0) part.panels = part.outputs = {0, 0};
+  } else if (team.size > 1 && splits_rows(team.size, e.batch, e.panels, e.recurrent_bytes)) {
+    part.rows = share(e.batch, team.rank, team.size);
+    part.meeting += team.rank, part.gap = team.rank * row_gap;
+    part.rank = 0, part.sharers = 1;
+  } else {
+    part.panels = share(e.panels, team.rank, team.size), part.outputs = share(e.output_panels, team.rank, team.size);
+    part.peers = team.size;
+  }
+  return part;
 }
 
 // So many elements of at least 8 bytes for each thread that no two threads write to one line of a cache.

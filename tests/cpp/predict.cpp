@@ -37,16 +37,16 @@ rnnfast::Forward pass_of(const Case& c) {
 
 void print(const Case& c, int most) {
   const rnnfast::Forward pass = pass_of(c);
-  const int useful = rnnfast::useful_threads(most, pass, kernel);
-  const int threads = rnnfast::fastest_threads(useful, meeting, pass, kernel);
+  const rnnfast::Crew crew = rnnfast::fastest_crew(most, meeting, pass, kernel);
   const double gain =
-      rnnfast::predicted_step(1, 0, pass, kernel) / rnnfast::predicted_step(threads, meeting, pass, kernel);
+      rnnfast::predicted_step({1, false, 0}, pass, kernel) / rnnfast::predicted_step(crew, pass, kernel);
   const int64_t panels = c.units / kernel.lanes, bytes = 4 * gates_of(c.cell) * c.units * c.units;
-  const char* const split = rnnfast::splits_rows(threads, c.batch, panels, bytes) ? "rows" : "units";
-  if (threads == 1)
+  const bool by_rows = rnnfast::splits_rows(crew.threads, c.batch, panels, bytes);
+  const char* const split = crew.alone ? "inputs" : by_rows ? "rows" : "units";
+  if (crew.threads == 1)
     std::printf(" 1 |");
   else
-    std::printf(" %d, %s: %.1f |", threads, split, gain);
+    std::printf(" %d, %s: %.1f |", crew.threads, split, gain);
 }
 
 // Steps that are worth a second thread, but not on cores that are far from each other.
@@ -56,8 +56,8 @@ constexpr Case short_steps{"RNN 100,4,128,128", Cell::rnn, 100, 4, 128, 128};
 
 int main() {
   const rnnfast::Forward pass = pass_of(short_steps);
-  if (rnnfast::fastest_threads(2, meeting, pass, kernel) != 2) return 1;
-  if (rnnfast::fastest_threads(2, far, pass, kernel) != 1) return 1;
+  if (rnnfast::fastest_crew(2, meeting, pass, kernel).threads != 2) return 1;
+  if (rnnfast::fastest_crew(2, far, pass, kernel).threads != 1) return 1;
   for (const Case& c : cases) {
     std::printf("| %s |", c.name);
     for (int most : machines) print(c, most);
