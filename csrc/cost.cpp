@@ -19,33 +19,45 @@ int64_t panels_of(int64_t units, Kernel kernel) {
   return std::max<int64_t>((units + kernel.lanes - 1) / kernel.lanes, 1);
 }
 
+// Each weight that is read, where few rows share it, counts as so many multiply-adds.
+constexpr double reading = 1.6;
+
+// The first of two directions has a thread more where their number is odd.
+int64_t team_of(const Crew& crew, const Spec& spec) {
+  return (crew.threads + spec.num_directions - 1) / spec.num_directions;
+}
+
 // The sums over x of one row of a layer and direction, by a team that does not split the batch: ns of the slowest
 // thread, where they split the panels and where they split the rows of a block.
 struct InputProduct {
   double by_panels, by_rows;
 
-  InputProduct(const Crew& crew, int64_t team, const Spec& spec, int64_t layer, Kernel kernel) {
-    const int64_t gates = gates_of(spec.cell), units = units_of(spec, layer), panels = panels_of(units, kernel);
+  InputProduct(const Crew& crew, int64_t team, const Forward& pass, int64_t layer, Kernel kernel) {
+    const int64_t gates = gates_of(pass.spec.cell), units = units_of(pass.spec, layer);
+    const int64_t panels = panels_of(units, kernel);
     // A last panel with few units has its gates packed into fewer vectors.
     const int64_t last = gates > 1 ? gates * (units - (panels - 1) * kernel.lanes) : kernel.lanes;
     const int64_t all = gates * (panels - 1) + (last + kernel.lanes - 1) / kernel.lanes;
     const int64_t largest = crew.alone ? all : std::min(all, gates * ((panels + team - 1) / team));
-    const double vector = static_cast<double>(inputs_of(spec, layer)) / rate(kernel);
-    by_panels = vector * static_cast<double>(largest);
+    const double vector = static_cast<double>(inputs_of(pass.spec, layer)) / rate(kernel);
+    // Those of a block, of which there are more only where their number does not matter.
+    const auto rows = static_cast<double>(std::min<int64_t>(std::max<int64_t>(pass.steps * pass.batch, 1), 64));
+    by_panels = vector * static_cast<double>(largest) * (1 + reading / rows);
     // Sums by rows are read by other threads than wrote them, line by line. Between near cores the hardware fetches
     // them in time; where it takes longer to meet they are waited for.
     const auto lines = static_cast<double>(gates * panels * kernel.vector_bytes / 64);
     const double own = 1 / static_cast<double>(team), wait = 0.4 * std::max(crew.meeting - near, 0.0);
-    by_rows = vector * static_cast<double>(all) * own + lines * (1 - own) * wait;
+    by_rows = vector * static_cast<double>(all) * (own + reading / rows) + lines * (1 - own) * wait;
   }
-  double saved() const { return std::max(by_panels - by_rows, 0.0); }
+  bool shared() const { return by_rows < 0.9 * by_panels; }
 };
 
 // A step of one layer and direction, on average over the layers.
 class Work {
  public:
   Work(const Forward& pass, Kernel kernel)
-      : spec_(pass.spec),
+      : pass_(pass),
+        spec_(pass.spec),
         kernel_(kernel),
         batch_(pass.batch),
         panels_(panels_of(spec_.hidden_size, kernel)),
@@ -58,10 +70,7 @@ class Work {
     int64_t by_x = 0;
     for (int64_t l = 0; l < layers(); ++l) by_x += gates_of(spec_.cell) * units_of(spec_, l) * inputs_of(spec_, l);
     const double by_h = static_cast<double>((step_work(spec_, 1) - by_x) / layers() * batch_);
-    // Where few rows share weights, reading these takes longer, and counts as more multiply-adds. Those by x are shared
-    // by many steps, if there are many.
-    const auto read = static_cast<double>(in_blocks_ ? recurrent : recurrent + by_x / layers());
-    recurrence_ = products() * (by_h + 1.6 * read) / (rate(kernel) * kernel.lanes);
+    recurrence_ = products() * (by_h + reading * static_cast<double>(recurrent)) / (rate(kernel) * kernel.lanes);
     // Sleeping workers take some 40 us to begin, and more after a pause, which single steps come after; where calls
     // follow upon each other they take about one.
     start_ = (pass.in_succession ? 2e3 : in_blocks_ ? 45e3 : 65e3) * (training_ ? 2 : 1);
@@ -69,14 +78,15 @@ class Work {
 
   // Ns of a crew.
   double time(const Crew& crew) const {
-    const int64_t team = team_of(crew.threads);
-    const bool by_rows = !crew.alone && team > 1 && splits_rows(team, batch_, panels_, recurrent_bytes_);
-    const int64_t parts = by_rows ? batch_ : panels_;  // of which the largest share is
+    const int64_t team = std::max<int64_t>(crew.threads / spec_.num_directions, 1);
+    const bool by_batch = !crew.alone && team > 1 && splits_rows(team, batch_, panels_, recurrent_bytes_);
+    const int64_t parts = by_batch ? batch_ : panels_;  // of which the largest share is
     const double share = crew.alone ? 1 : static_cast<double>((parts + team - 1) / team) / static_cast<double>(parts);
     double inputs = 0;
     for (int64_t l = 0; l < layers(); ++l) {
-      const InputProduct row(crew, by_rows ? 1 : team, spec_, l, kernel_);
-      inputs += products() * row.by_panels * (by_rows ? share : 1) - (in_blocks_ ? row.saved() : 0);
+      const InputProduct row(crew, by_batch ? 1 : team, pass_, l, kernel_);
+      inputs += products() * row.by_panels * (by_batch ? share : 1);
+      if (in_blocks_ && row.shared()) inputs -= row.by_panels - row.by_rows;
     }
     inputs *= static_cast<double>(batch_) / static_cast<double>(layers());
     const double work = inputs + recurrence_ * share;
@@ -85,7 +95,7 @@ class Work {
     // Where rows are split, or directions, some lines go from core to core all the same, because hardware fetches
     // beyond the end of a thread's part. On the way back there are more, by gates: every step has the parts of all.
     // And the pass has to get to the others, and its end back.
-    const int of_step = crew.alone ? 0 : by_rows || team == 1 ? 2 : 6;
+    const int of_step = crew.alone ? 0 : by_batch || team == 1 ? 2 : 6;
     const double meetings = of_step + (training_ ? 4 * (gates_of(spec_.cell) + 1) : 0) + 12 / steps_;
     return work + crew.meeting * meetings * static_cast<double>(std::max<int64_t>(team, 2));
   }
@@ -106,26 +116,25 @@ class Work {
     return best;
   }
 
-  // Whether a crew saves time by rows of input products.
-  bool shares_inputs(const Crew& crew) const {
-    const int64_t team = team_of(crew.threads);
-    if (!in_blocks_ || splits_rows(team, batch_, panels_, recurrent_bytes_)) return false;
-    for (int64_t l = 0; l < layers(); ++l)
-      if (InputProduct(crew, team, spec_, l, kernel_).saved() > 0) return true;
-    return false;
-  }
+  // Whether threads without a part of the recurrence have something to do.
   bool can_be_alone(Crew crew) const {
     crew.alone = true;
-    return !training_ && shares_inputs(crew);
+    return !training_ && shares_any(crew);
   }
-
-  int64_t panels() const { return panels_; }
+  bool shares_any(const Crew& crew) const {
+    const int64_t team = team_of(crew, spec_);
+    if (!in_blocks_ || splits_rows(team, batch_, panels_, recurrent_bytes_)) return false;
+    for (int64_t l = 0; l < layers(); ++l)
+      if (shares_inputs(crew, pass_, l, kernel_)) return true;
+    return false;
+  }
+  bool has_panels_for(const Crew& crew) const { return panels_ >= team_of(crew, spec_); }
 
  private:
   int64_t layers() const { return spec_.num_layers; }
-  int64_t team_of(int threads) const { return std::max<int64_t>(threads / spec_.num_directions, 1); }
   int products() const { return training_ ? 3 : 1; }  // with the same weights: two on the way back
 
+  const Forward& pass_;
   const Spec& spec_;
   const Kernel kernel_;
   const int64_t batch_, panels_;
@@ -149,11 +158,12 @@ Crew crew_now(int threads, int useful, const Forward& pass, Kernel kernel) {
   if (useful <= 1) return crew;
   const Work work(pass, kernel);
   if (threads < 0) {
-    crew.alone = work.panels() < useful && work.can_be_alone(crew);
+    crew.alone = !work.has_panels_for(crew) && work.can_be_alone(crew);
     return crew;
   }
   // Where nothing depends on what a measurement finds there is none.
-  if (work.fastest(useful, far).threads == useful && !work.shares_inputs(crew)) return crew;
+  const Crew farthest = work.fastest(useful, far);
+  if (farthest.threads == useful && !farthest.alone && !work.shares_any(crew)) return crew;
   return work.fastest(useful, std::max(near, meeting_time(useful)));
 }
 
@@ -163,8 +173,8 @@ Crew fastest_crew(int threads, double meeting, const Forward& pass, Kernel kerne
   return Work(pass, kernel).fastest(threads, meeting);
 }
 
-bool shares_inputs(const Crew& crew, int64_t team, const Spec& spec, int64_t layer, Kernel kernel) {
-  return InputProduct(crew, team, spec, layer, kernel).saved() > 0;
+bool shares_inputs(const Crew& crew, const Forward& pass, int64_t layer, Kernel kernel) {
+  return InputProduct(crew, team_of(crew, pass.spec), pass, layer, kernel).shared();
 }
 
 bool splits_rows(int64_t threads, int64_t batch, int64_t panels, int64_t recurrent_bytes) {

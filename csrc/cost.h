@@ -41,10 +41,10 @@ Crew fastest_crew(int threads, double meeting, const Forward& pass, Kernel kerne
 // its slice of these weights.
 bool splits_rows(int64_t threads, int64_t batch, int64_t panels, int64_t recurrent_bytes);
 
-// Whether a team that does not split the batch splits the rows of a block for a layer's input product, each thread with
-// all panels. Then they read each other's sums, but where inputs are wide that takes less time than panels that cannot
-// be split, or not equally.
-bool shares_inputs(const Crew& crew, int64_t team, const Spec& spec, int64_t layer, Kernel kernel);
+// Whether threads that do not split the batch split the rows of a block for a layer's input product, each with all
+// panels. Then they read each other's sums, but where inputs are wide that takes less time than panels that cannot be
+// split, or not equally.
+bool shares_inputs(const Crew& crew, const Forward& pass, int64_t layer, Kernel kernel);
 
 // Multiply-adds of a step of all layers, one direction.
 int64_t step_work(const Spec& spec, int64_t batch);

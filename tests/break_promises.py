@@ -38,8 +38,8 @@ BREAKS = [
     Break("wrong calls of the C++ interface are refused", "csrc/dispatch.cpp",
           'require(pass.threads != 0, "threads is 0");', "", "tests/test_build.py -k replayed"),
     Break("an interrupted pass touches nothing beyond its memory", "csrc/kernel/forward.h",
-          "if (interrupt_.stops(*part.meeting, part.leader, id == 0, place)) break;",
-          "if (interrupt_.stops(*part.meeting, part.leader, id == 0, place)) {\n"
+          "if (interrupt_.stops(*part.meeting, part.leader(), id == 0, place)) break;",
+          "if (interrupt_.stops(*part.meeting, part.leader(), id == 0, place)) {\n"
           "        *layer.y.at(pass_.steps, pass_.batch) = T(0);\n        break;\n      }",
           "tests/test_build.py -k replayed"),
     Break("wrong arguments give a TypeError or ValueError", "python/rnnfast/_check.py",

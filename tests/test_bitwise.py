@@ -213,25 +213,32 @@ NARROW: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("H", [5, 20])
+@pytest.mark.parametrize("H", [5, 20, 40])
 @pytest.mark.parametrize("kind", NARROW)
 def test_threads_that_share_the_input_products_of_few_units_change_nothing(kind: str, H: int) -> None:
-    """With 5 units one thread has the recurrence, and with 20 each has some of it; several blocks, but of the RNN."""
+    """One thread has the recurrence where there are fewer panels than threads, and no tape; else each has some of it.
+    The first lengths are of several blocks, but of the smallest layers."""
     make, options = NARROW[kind]
     rng = np.random.default_rng(0)
     for B, bidirectional in ((3, False), (7, True)):
-        layer = make(90, H, 2, bidirectional=bidirectional, seed=0, **options)
-        x = rng.standard_normal((9000 // B, B, 90)).astype("float32")
+        layer = make(200, H, 2, bidirectional=bidirectional, seed=0, **options)
+        x = rng.standard_normal((9000 // B, B, 200)).astype("float32")
         lengths = rng.integers(8000 // B, len(x) + 1, B)
+        resets = rng.random((40, B)) < 0.1
         first = None
         for isa in FMA:
             for threads in (1, 2, 3, 4):
                 with rf.use_isa(isa), exact_threads(threads):
-                    output, state = layer(x, lengths=lengths)
-                first = first or (output, state)
-                where = f"{isa} threads={threads} B={B}"
-                assert_same_bits(f"output {where}", output, first[0])
-                assert_same_bits(f"state {where}", state, first[1])
+                    results = {
+                        "whole": layer(x, lengths=lengths),
+                        "with resets": layer(x[:40], reset=resets),
+                        "with a tape": layer.forward(x[:40])[:2],
+                    }
+                first = first or results
+                for name, (output, state) in results.items():
+                    where = f"{name}, {isa} threads={threads} B={B}"
+                    assert_same_bits(f"output {where}", output, first[name][0])
+                    assert_same_bits(f"state {where}", state, first[name][1])
 
 
 # --- in which company: the batch, padding ---

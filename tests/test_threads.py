@@ -185,7 +185,8 @@ def test_threads_in_one_context_do_not_bind_another() -> None:
 
 
 def test_an_interrupt_ends_a_pass_of_two_threads_however_its_layers_are_divided() -> None:
-    # The first layer is divided by rows, the second by units, and the threads are far apart in the first.
+    # The layers of the first are divided by rows, and the threads are far apart. In the second one thread has the
+    # recurrence, and they share input products, of one of its layers or both.
     code = """
 import time
 def give_up(*_):
@@ -204,6 +205,17 @@ for attempt in range(3):
     except KeyboardInterrupt:
         pass
     assert time.time() - begun < 20
+from rnnfast import _settings
+_settings.context_threads.set(-2)
+narrow = rf.LSTM(500, 5, 2, seed=0)
+x = np.zeros((6000, 3, 500), np.float32)
+for attempt in range(30):
+    signal.setitimer(signal.ITIMER_REAL, 0.01 + 0.0017 * attempt)
+    try:
+        while True:
+            narrow(x)
+    except KeyboardInterrupt:
+        pass
 """
     run(code, "pool")
 

@@ -28,6 +28,7 @@ template <class C, class T> struct ForwardLayer {
   Moments<T> (*moments)[3];  // as the tape's, or null
   Options<T> options;
   int64_t layer, direction;
+  bool shares_inputs;  // see ../cost.h
 };
 
 // Where a step finds and leaves what belongs to one of its rows.
@@ -110,6 +111,8 @@ template <class C, class T> class ForwardPass {
     schedule_.build();
     for (int64_t j = 0; j < meetings_for(threads_); ++j) meetings_[j] = Meeting();
     crew_ = crew_now(pass_.threads, threads_, pass_, kernel);
+    for (int64_t j = 0; j < spec_.num_layers * spec_.num_directions; ++j)
+      layers_[j].shares_inputs = shares_inputs(crew_, pass_, layers_[j].layer, kernel);
     parallel(
         crew_.threads, [](void* self, int id, int count) { static_cast<ForwardPass*>(self)->thread(id, count); }, this);
     return !interrupt_.happened();
@@ -165,7 +168,8 @@ template <class C, class T> class ForwardPass {
       }
       if (l + 1 < spec_.num_layers) meetings_->barrier.wait(count);
     }
-    // A worker that is done sleeps before the next call follows, if another thread's recurrence goes on for long.
+    // Where calls follow upon each other a worker stays awake for the next, but not for as long as another thread's
+    // recurrence may take.
     if (crew_.alone && pass_.in_succession) meetings_->barrier.wait(count);
   }
 
@@ -219,7 +223,7 @@ template <class C, class T> class ForwardPass {
     layer.saved = pass_.tape && !pass_.segments ? tape_.saved(l, d) : nullptr;
     layer.moments = layer.saved && normalizes() ? tape_.moments(l, d) : nullptr;
     layer.options = Options<T>(pass_, l, d, general_, saved_values<C>(spec_, general_));
-    layer.layer = l, layer.direction = d;
+    layer.layer = l, layer.direction = d, layer.shares_inputs = false;
     return layer;
   }
 
@@ -235,7 +239,6 @@ template <class C, class T> class ForwardPass {
       if (interrupt_.stops(*part.meeting, part.leader(), id == 0, place)) break;
       const Range block{s, min(s + block_, steps())};
       if (has_x_part_) input_product(layer, part, block, row_pointers);
-      if (normalizes()) part.wait();
       if (!part.has_recurrence()) continue;
       int64_t done = 0;  // rows of the block
       for (int64_t j = block.first; j < block.last; ++j) {
@@ -352,15 +355,18 @@ template <class C, class T> class ForwardPass {
       for (int64_t r = 0; r < rows.count; ++r) x_rows[count++] = layer.x.at(t, rows.batch(r));
     }
     Range rows{0, count}, panels = part.panels;
-    const bool shared = part.sharers > 1 && shares_inputs(crew_, part.sharers, spec_, layer.layer, kernel);
+    const bool shared = part.sharers > 1 && layer.shares_inputs;
     if (shared) {
       rows = share(count, part.rank, part.sharers), panels = {0, layer.n.panels};
-      part.wait_for_sharers();  // they may still read the sums of the block before
+      if (part.peers == 1) part.wait_for_sharers();  // one may still read the sums of the block before
     }
     const int64_t panel_stride = part.rows.size() * block_ * C::gates * width;
     layer.weights.multiply_x(x_rows + rows.first, rows.size(), panels, x_part_at(layer, part, 0, rows.first),
                              panel_stride, panels);
-    if (shared) part.wait_for_sharers();
+    if (shared)
+      part.wait_for_sharers();
+    else if (normalizes())
+      part.wait();
   }
 
   // --- one step ---

@@ -61,9 +61,9 @@ struct Team {
 struct Part {
   Range rows, panels, outputs;  // outputs: panels of h; as panels, but for a projection
   Meeting* meeting;
-  int rank, sharers;  // its number among those with the same rows
-  int peers;
-  int64_t gap;  // vectors that keep its rows of a state away from those of the parts before
+  int rank, sharers;  // its number among those that may share an input product, and how many they are
+  int peers;          // that meet at every step
+  int64_t gap;        // vectors that keep its rows of a state away from those of the parts before
 
   bool leader() const { return rank == 0; }
   bool has_recurrence() const { return leader() || peers > 1; }
