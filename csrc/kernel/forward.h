@@ -454,7 +454,7 @@ template <class C, class T> class ForwardPass {
   // A step of one row: the cells come right behind their products, and wait for their functions while the weights of
   // the next tile arrive.
   struct RowTile : Step {
-    static constexpr int most_panels = 8, most_rows = 1;
+    static constexpr int most_panels = 8, most_rows = 1, rows_of_many = 1;
 
     template <int R, int P> void tile(int64_t panel, int64_t) const {
       static_assert(R == 1, "a tile of one row");

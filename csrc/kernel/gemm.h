@@ -39,6 +39,10 @@ template <int Gates> constexpr int full_rows = full_rows_from<Gates>(1);
 template <int Gates> constexpr bool in_halves = registers < 32 && Gates == 4;
 template <int Gates>
 constexpr int high_rows = full_rows<Gates> * (in_halves<Gates> ? 2 : 1) - (in_halves<Gates> ? 1 : 0);
+// Two rows more are one tile as well, of half as many panels or in two halves: 4 and 4 would read the weights twice,
+// and 4 and 3 take as long. Only where they are all, since a weight serves fewer products there.
+template <int Gates>
+constexpr int rows_alone = high_rows<Gates> + (registers == 32 && (Gates == 1 || Gates == 4) ? 2 : 0);
 // With fewer rows more panels run together: below 8 independent chains of whole vectors the latency of fma is the
 // limit.
 template <int Gates> constexpr int64_t panels_for(int64_t rows) {
@@ -48,8 +52,8 @@ template <int Gates> constexpr int64_t panels_for(int64_t rows) {
 }
 
 // A kind of tile is a class with `template <int Rows, int Panels> void tile(int64_t panel, int64_t row) const` and the
-// numbers of panels and of rows that it runs together at most. This is the table of its instances; panels are 1, 2, 4
-// or 8.
+// numbers of panels and of rows that it runs together at most, of rows where there are more. This is the table of its
+// instances; panels are 1, 2, 4 or 8.
 template <class Kind, int Gates> struct Tiles {
   using Tile = void (Kind::*)(int64_t panel, int64_t row) const;
   static constexpr int max_rows = Kind::most_rows;
@@ -81,7 +85,10 @@ template <class Kind, int Gates> struct Heights {
   int64_t rows, tiles;
 
   constexpr explicit Heights(int64_t rows)
-      : rows(rows), tiles(higher ? max(1, rows / full_rows<Gates>) : ceil_div(rows, Kind::most_rows)) {}
+      : rows(rows),
+        tiles(higher                    ? max(1, rows / full_rows<Gates>)
+              : rows <= Kind::most_rows ? 1
+                                        : ceil_div(rows, Kind::rows_of_many)) {}
   constexpr int64_t end(int64_t tile) const {
     return tile + 1 == tiles ? rows : higher ? (tile + 1) * full_rows<Gates> : rows * (tile + 1) / tiles;
   }
@@ -164,10 +171,11 @@ struct Nothing {
 // Which of the parts is a tile's: rows are divided almost equally, so this is the tile's number.
 template <int Rows> constexpr int64_t tile_number(int64_t row) { return (row + Rows / 2) / Rows; }
 
-// The tiles that do so: where there are several, each has at least half of the full height.
+// The tiles that do so: where there are several, each has at least half of the full height, and none more than
+// high_rows.
 template <class T, int Gates, int Rows, int Panels>
 constexpr bool fetches_ahead = !kept_small<T> && 2 * Rows >= full_rows<Gates> && Rows > 1 &&
-                               Panels == panels_for<Gates>(Rows);
+                               Rows <= high_rows<Gates>&& Panels == panels_for<Gates>(Rows);
 // Where so many rows are one tile, or the weights of a layer, W and U, stay in L2 together, there is nothing to gain.
 // `weights`: of one of them, or the mean of both.
 template <class T> constexpr bool reads_from_afar(int64_t rows, int64_t most_rows, int64_t weights) {
@@ -228,7 +236,7 @@ RNNFAST_INLINE void accumulate_units(vec<T> (&acc)[Rows][Panels], const T* const
 // The operand is [tile of `height` inputs][row][height], da is [panel][row][column][lane], sums [panel][k][gate][lane].
 template <class Map, int DaColumns, class T> struct WeightSums {
   static constexpr int gates = Map::count, width = lanes<T>, height = full_rows<gates>,
-                       most_panels = full_panels<gates>, most_rows = height;
+                       most_panels = full_panels<gates>, most_rows = height, rows_of_many = height;
   const T *operand, *da;
   int64_t operand_stride, da_stride;  // between tiles, between panels
   int64_t inputs, rows;
@@ -316,7 +324,8 @@ template <class T> struct OuterSums {
 
 // out[row] = sum over units u and gates g of da[row](u, column of g) * weights[panel][u][g]: da W or da U.
 template <class Map, class T> struct UnitSums {
-  static constexpr int gates = Map::count, width = lanes<T>, most_panels = 8, most_rows = full_rows<1>;
+  static constexpr int gates = Map::count, width = lanes<T>, most_panels = 8, most_rows = full_rows<1>,
+                       rows_of_many = most_rows;
   const T *da, *weights;
   int64_t da_stride, row_stride;  // between panels, between rows
   int64_t units;

@@ -111,7 +111,8 @@ template <int First> using Half = Columns<First, First + 1>;  // of four gates
 
 // sums = rows times packed weights, to [panel][row][gate][lane]. Each sum starts from 0.
 template <int Gates, class T> struct Products {
-  static constexpr int most_panels = 8, most_rows = high_rows<Gates>;
+  static constexpr int most_panels = 8, rows_of_many = high_rows<Gates>,
+                       most_rows = kept_small<T> ? rows_of_many : rows_alone<Gates>;
   const T* const* rows;
   const T* packed;  // [panel][k][gate][lane]
   int64_t k_size;
@@ -158,7 +159,11 @@ template <int Gates, class T> struct Products {
 
 // The same of one panel alone, whose few vectors leave registers for more rows.
 template <int Vectors, class T> struct TailProducts : Products<Vectors, T> {
-  static constexpr int most_panels = 1, most_rows = fits(8, Vectors) ? 8 : fits(6, Vectors) ? 6 : 4;
+  static constexpr int most_panels = 1,
+                       most_rows = fits(8, Vectors)   ? 8
+                                   : fits(6, Vectors) ? 6
+                                                      : 4,
+                       rows_of_many = most_rows;
 };
 
 // The last panel of packed weights once more, its gates without gaps: where it has few units, they are fewer vectors.
