@@ -155,8 +155,10 @@ RNNFAST_INLINE void add_products(vec<T> (&acc)[Rows][Columns], const X& x, const
   }
 }
 
-// Where several tiles use the same weights, each fetches its part of the next ones into L2 meanwhile, a vector or a
-// line for every k. Without that, weights that come from L3 or memory are waited for at every panel's first tile.
+// What a tile fetches into L2 for those after it, a vector or a line for every k. Where several use the same weights,
+// each fetches its part of the next ones; without that, weights that come from L3 or memory are waited for at every
+// panel's first tile. Else it fetches the rows of the next tile, which follow upon its own where inputs are contiguous:
+// the hardware does not do so from one page to the next, and rows that come from memory are as long as one.
 template <class T> struct Ahead {
   const T* at;
   int64_t step;  // 0: there is nothing to fetch
@@ -171,11 +173,10 @@ struct Nothing {
 // Which of the parts is a tile's: rows are divided almost equally, so this is the tile's number.
 template <int Rows> constexpr int64_t tile_number(int64_t row) { return (row + Rows / 2) / Rows; }
 
-// The tiles that do so: where there are several, each has at least half of the full height, and none more than
-// high_rows.
-template <class T, int Gates, int Rows, int Panels>
-constexpr bool fetches_ahead = !kept_small<T> && 2 * Rows >= full_rows<Gates> && Rows > 1 &&
-                               Rows <= high_rows<Gates>&& Panels == panels_for<Gates>(Rows);
+// The tiles that do so: where there are several, each has at least half of the full height. In those of fewer rows the
+// fetching itself costs 2 to 5 %.
+template <class T, int Gates, int Rows>
+constexpr bool fetches_ahead = !kept_small<T> && 2 * Rows >= full_rows<Gates> && Rows > 1;
 // Where so many rows are one tile, or the weights of a layer, W and U, stay in L2 together, there is nothing to gain.
 // `weights`: of one of them, or the mean of both.
 template <class T> constexpr bool reads_from_afar(int64_t rows, int64_t most_rows, int64_t weights) {
@@ -336,6 +337,8 @@ template <class Map, class T> struct UnitSums {
   // Where vectors are so wide that the weights of a full tile's panels may not fit in L2, the tiles of some rows use
   // one piece of them after the other. It is small enough to stay there beside the next one.
   static constexpr bool in_pieces = !kept_small<T> && full_panels<1> * vector_bytes > 64;
+  template <int Rows, int Panels>
+  static constexpr bool knows_pieces = in_pieces && fetches_ahead<T, 1, Rows> && Panels == panels_for<1>(Rows);
   struct Piece {
     Range units;
     T* sums;         // of the pieces before, [row][panel][lane]
@@ -352,7 +355,7 @@ template <class Map, class T> struct UnitSums {
       RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) acc[r][p] = vec<T>{};
     }
     RNNFAST_UNROLL_FOR (int p = 0; p < Panels; ++p) b[p] = weights + (panel + p) * panel_size;
-    if constexpr (in_pieces && fetches_ahead<T, 1, Rows, Panels>) {
+    if constexpr (knows_pieces<Rows, Panels>) {
       const int64_t first = piece.units.first;
       if (first > 0)
         RNNFAST_UNROLL_FOR (int r = 0; r < Rows; ++r)
@@ -394,7 +397,7 @@ template <class Map, class T> struct UnitSums {
   RNNFAST_NOINLINE void run_pieces(int64_t rows, Range panels) const {
     constexpr int64_t most = 64, full = full_panels<1>;  // rows, panels
     constexpr int64_t most_units = (256 << 10) / (full * gates * vector_bytes) / width * width;
-    static_assert(fetches_ahead<T, 1, (most_rows + 1) / 2, full> && fetches_ahead<T, 1, most_rows, full>);
+    static_assert(knows_pieces<(most_rows + 1) / 2, full> && knows_pieces<most_rows, full>);
     alignas(64) T sums[most * full * width];
     const int64_t sets = ceil_div(rows, most);
     UnitSums set = *this;

@@ -142,11 +142,8 @@ template <int Gates, class T> struct Products {
     }
     RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
       RNNFAST_UNROLL_FOR (int j = 0; j < P * count; ++j) acc[r][j] = vec<T>{};
-    const int64_t next = back ? panel - P : panel + P;
-    if (fetches_ahead<T, Gates, R, P> && walk.has(next)) {
-      constexpr int64_t line = 64 / sizeof(T), lines = ceil_div(P * Gates * vector_bytes, 64);  // for each k
-      const T* ahead = packed + next * k_size * Gates * width + tile_number<R>(row) % lines * k_size * line;
-      accumulate<Map, 1, Gates, R, P, T>(acc, a, b, k_size, Ahead<T>{ahead, line});
+    if constexpr (fetches_ahead<T, Gates, R>) {
+      accumulate<Map, 1, Gates, R, P, T>(acc, a, b, k_size, ahead<R, P>(panel, row));
     } else {
       accumulate<Map, 1, Gates, R, P, T>(acc, a, b, k_size);
     }
@@ -154,6 +151,15 @@ template <int Gates, class T> struct Products {
       RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
         RNNFAST_UNROLL_FOR (int g = 0; g < count; ++g)
           store<T>(out[p] + (r * Gates + Map::at(g)) * width, acc[r][p * count + g]);
+  }
+
+  // The weights of the next panels, or the next tile's rows.
+  template <int R, int P> RNNFAST_INLINE Ahead<T> ahead(int64_t panel, int64_t row) const {
+    constexpr int64_t width = lanes<T>, line = 64 / sizeof(T);
+    constexpr int64_t lines = ceil_div(P * Gates * vector_bytes, 64);  // for each k
+    const int64_t next = back ? panel - P : panel + P;
+    if (!walk.has(next)) return {rows[row + R - 1] + k_size, R};
+    return {packed + next * k_size * Gates * width + tile_number<R>(row) % lines * k_size * line, line};
   }
 };
 
