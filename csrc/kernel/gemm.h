@@ -158,7 +158,7 @@ RNNFAST_INLINE void add_products(vec<T> (&acc)[Rows][Columns], const X& x, const
 // What a tile fetches into L2 for those after it, a vector or a line for every k. Where several use the same weights,
 // each fetches its part of the next ones; without that, weights that come from L3 or memory are waited for at every
 // panel's first tile. Else it fetches the rows of the next tile, which follow upon its own where inputs are contiguous:
-// the hardware does not do so from one page to the next, and rows that come from memory are as long as one.
+// of rows as long as a page, which come from memory, the hardware does not fetch the next page.
 template <class T> struct Ahead {
   const T* at;
   int64_t step;  // 0: there is nothing to fetch
@@ -177,7 +177,7 @@ template <int Rows> constexpr int64_t tile_number(int64_t row) { return (row + R
 // fetching itself costs 2 to 5 %.
 template <class T, int Gates, int Rows>
 constexpr bool fetches_ahead = !kept_small<T> && 2 * Rows >= full_rows<Gates> && Rows > 1;
-// Where so many rows are one tile, or the weights of a layer, W and U, stay in L2 together, there is nothing to gain.
+// Weights, where more rows than one tile has use them, and those of a layer, W and U, do not stay in L2 together.
 // `weights`: of one of them, or the mean of both.
 template <class T> constexpr bool reads_from_afar(int64_t rows, int64_t most_rows, int64_t weights) {
   return rows > most_rows && weights * static_cast<int64_t>(sizeof(T)) > 640 << 10;

@@ -163,7 +163,14 @@ template <int Gates, class T> struct Products {
   }
 };
 
-// The same of one panel alone, whose few vectors leave registers for more rows.
+// The same without the rows that have a tile of their own only because it takes its gates in two halves. It reads
+// weights with gaps, and waits for those that come from memory.
+template <int Gates, class T> struct LowProducts : Products<Gates, T> {
+  static constexpr int most_rows = high_rows<Gates>;
+  static constexpr bool differs = Gates == 4 && most_rows < Products<Gates, T>::most_rows;
+};
+
+// Products of one panel alone, whose few vectors leave registers for more rows.
 template <int Vectors, class T> struct TailProducts : Products<Vectors, T> {
   static constexpr int most_panels = 1,
                        most_rows = fits(8, Vectors)   ? 8
@@ -337,9 +344,18 @@ template <class C, class T> struct Packed {
                                  Range panels) const {
     const bool has_tail = tail.packed && count > 1 && panels.last == n.panels && panels.size() > 0;
     const int64_t weights = products.walk.size() * (n.inputs + n.outputs) / 2 * C::gates * width;
-    if (!reads_from_afar<T>(count, products.most_rows, weights)) products.walk = {};
-    run_tiles<C::gates>(products, count, panels.first, panels.last - has_tail, products.back);
+    const Range whole{panels.first, panels.last - has_tail};
+    using Low = LowProducts<C::gates, T>;
+    if (Low::differs && weights * static_cast<int64_t>(sizeof(T)) > 4 << 20)
+      run_all(Low{products}, count, whole, weights);
+    else
+      run_all(products, count, whole, weights);
     if (has_tail) tail.multiply(products.rows, count, products.sums + (n.panels - 1) * products.panel_stride);
+  }
+
+  template <class Kind> void run_all(Kind products, int64_t count, Range panels, int64_t weights) const {
+    if (!reads_from_afar<T>(count, Kind::most_rows, weights)) products.walk = {};
+    run_tiles<C::gates>(products, count, panels.first, panels.last, products.back);
   }
 
   RNNFAST_ONCE void fill_bias(const Weights& from, int64_t p) const {
