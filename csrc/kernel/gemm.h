@@ -40,7 +40,8 @@ template <int Gates> constexpr bool in_halves = registers < 32 && Gates == 4;
 template <int Gates>
 constexpr int high_rows = full_rows<Gates> * (in_halves<Gates> ? 2 : 1) - (in_halves<Gates> ? 1 : 0);
 // Two rows more are one tile as well, of half as many panels or in two halves: 4 and 4 would read the weights twice,
-// and 4 and 3 take as long. Only where they are all, since a weight serves fewer products there.
+// and 4 and 3 take as long. Only where they are all, since a weight serves fewer products there, and where an LSTM's
+// weights do not come from memory (LowProducts).
 template <int Gates>
 constexpr int rows_alone = high_rows<Gates> + (registers == 32 && (Gates == 1 || Gates == 4) ? 2 : 0);
 // With fewer rows more panels run together: below 8 independent chains of whole vectors the latency of fma is the
@@ -155,10 +156,11 @@ RNNFAST_INLINE void add_products(vec<T> (&acc)[Rows][Columns], const X& x, const
   }
 }
 
-// What a tile fetches into L2 for those after it, a vector or a line for every k. Where several use the same weights,
+// What a tile fetches into L2 for those after it, a part of it for every k. Where several use the same weights,
 // each fetches its part of the next ones; without that, weights that come from L3 or memory are waited for at every
-// panel's first tile. Else it fetches the rows of the next tile, which follow upon its own where inputs are contiguous:
-// of rows as long as a page, which come from memory, the hardware does not fetch the next page.
+// panel's first tile. Else it fetches the rows of x of the next tile, which follow upon its own where inputs are
+// contiguous and the scan goes forward: of rows as long as a page, which come from memory, the hardware does not fetch
+// the next page.
 template <class T> struct Ahead {
   const T* at;
   int64_t step;  // 0: there is nothing to fetch
@@ -177,7 +179,7 @@ template <int Rows> constexpr int64_t tile_number(int64_t row) { return (row + R
 // fetching itself costs 2 to 5 %.
 template <class T, int Gates, int Rows>
 constexpr bool fetches_ahead = !kept_small<T> && 2 * Rows >= full_rows<Gates> && Rows > 1;
-// Weights, where more rows than one tile has use them, and those of a layer, W and U, do not stay in L2 together.
+// Whether weights are fetched: where more rows than one tile has use them, and W and U do not stay in L2 together.
 // `weights`: of one of them, or the mean of both.
 template <class T> constexpr bool reads_from_afar(int64_t rows, int64_t most_rows, int64_t weights) {
   return rows > most_rows && weights * static_cast<int64_t>(sizeof(T)) > 640 << 10;

@@ -117,9 +117,10 @@ template <int Gates, class T> struct Products {
   const T* packed;  // [panel][k][gate][lane]
   int64_t k_size;
   T* sums;
-  int64_t panel_stride;  // of the sums
-  Range walk{};          // what to fetch ahead: all panels of the step, or nothing
-  bool back = false;     // they are gone over from the last to the first
+  int64_t panel_stride;    // of the sums
+  Range walk{};            // the panels whose weights are fetched ahead: all of the step, or none
+  bool back = false;       // they are gone over from the last to the first
+  bool from_afar = false;  // the rows, which are fetched ahead too
 
   template <int R, int P> RNNFAST_INLINE void tile(int64_t panel, int64_t row) const {
     if constexpr (fits(R, P * Gates)) {
@@ -142,7 +143,7 @@ template <int Gates, class T> struct Products {
     }
     RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
       RNNFAST_UNROLL_FOR (int j = 0; j < P * count; ++j) acc[r][j] = vec<T>{};
-    if constexpr (fetches_ahead<T, Gates, R>) {
+    if constexpr (fetches_ahead<T, Gates, R> && Map::at(0) == 0) {  // once, where gates come in halves
       accumulate<Map, 1, Gates, R, P, T>(acc, a, b, k_size, ahead<R, P>(panel, row));
     } else {
       accumulate<Map, 1, Gates, R, P, T>(acc, a, b, k_size);
@@ -153,21 +154,22 @@ template <int Gates, class T> struct Products {
           store<T>(out[p] + (r * Gates + Map::at(g)) * width, acc[r][p * count + g]);
   }
 
-  // The weights of the next panels, or the next tile's rows.
+  // The weights of the next panels, or the next tile's rows. Not those of h: they are near, and behind the last may be
+  // another thread's.
   template <int R, int P> RNNFAST_INLINE Ahead<T> ahead(int64_t panel, int64_t row) const {
     constexpr int64_t width = lanes<T>, line = 64 / sizeof(T);
     constexpr int64_t lines = ceil_div(P * Gates * vector_bytes, 64);  // for each k
     const int64_t next = back ? panel - P : panel + P;
-    if (!walk.has(next)) return {rows[row + R - 1] + k_size, R};
+    if (!walk.has(next)) return from_afar ? Ahead<T>{rows[row + R - 1] + k_size, R} : Ahead<T>{rows[row], 0};
     return {packed + next * k_size * Gates * width + tile_number<R>(row) % lines * k_size * line, line};
   }
 };
 
-// The same without the rows that have a tile of their own only because it takes its gates in two halves. It reads
-// weights with gaps, and waits for those that come from memory.
+// The same without the rows that have a tile of their own only because it takes its gates in two halves: such a tile
+// reads weights with gaps, and waits for those that come from memory.
 template <int Gates, class T> struct LowProducts : Products<Gates, T> {
   static constexpr int most_rows = high_rows<Gates>;
-  static constexpr bool differs = Gates == 4 && most_rows < Products<Gates, T>::most_rows;
+  static constexpr bool differs = !fits(Products<Gates, T>::most_rows, Gates);
 };
 
 // Products of one panel alone, whose few vectors leave registers for more rows.
@@ -299,7 +301,7 @@ template <class C, class T> struct Packed {
   // They are some of those in `walk`, which other calls go over too.
   void multiply_x(const T* const* rows, int64_t count, Range panels, T* sums, int64_t panel_stride, Range walk,
                   bool back = false) const {
-    multiply({rows, w, n.inputs, sums, panel_stride, walk, back}, w_tail, count, panels);
+    multiply({rows, w, n.inputs, sums, panel_stride, walk, back, true}, w_tail, count, panels);
   }
   void multiply_h(const T* const* rows, int64_t count, Range panels, T* sums, int64_t panel_stride, Range walk,
                   bool back = false) const {
@@ -344,16 +346,16 @@ template <class C, class T> struct Packed {
                                  Range panels) const {
     const bool has_tail = tail.packed && count > 1 && panels.last == n.panels && panels.size() > 0;
     const int64_t weights = products.walk.size() * (n.inputs + n.outputs) / 2 * C::gates * width;
-    const Range whole{panels.first, panels.last - has_tail};
+    const Range untailed{panels.first, panels.last - has_tail};
     using Low = LowProducts<C::gates, T>;
     if (Low::differs && weights * static_cast<int64_t>(sizeof(T)) > 4 << 20)
-      run_all(Low{products}, count, whole, weights);
+      run_untailed(Low{products}, count, untailed, weights);
     else
-      run_all(products, count, whole, weights);
+      run_untailed(products, count, untailed, weights);
     if (has_tail) tail.multiply(products.rows, count, products.sums + (n.panels - 1) * products.panel_stride);
   }
 
-  template <class Kind> void run_all(Kind products, int64_t count, Range panels, int64_t weights) const {
+  template <class Kind> void run_untailed(Kind products, int64_t count, Range panels, int64_t weights) const {
     if (!reads_from_afar<T>(count, Kind::most_rows, weights)) products.walk = {};
     run_tiles<C::gates>(products, count, panels.first, panels.last, products.back);
   }
