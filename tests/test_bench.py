@@ -224,6 +224,14 @@ def test_cost_of_doubling() -> None:
     assert (found.worst, found.at) == (pytest.approx(3), curve[2].shape)
 
 
+def test_arithmetic_of_a_small_step_is_what_it_takes_beyond_a_call() -> None:
+    call, small = Case("lstm", "step", 1, 1, 1, 1, group="overhead"), Case("lstm", "step", 1, 1, 16, 16)
+    for beyond, share in ((2e-7, small.operations / PEAK / 2e-7), (-1e-8, 1.0)):
+        rows = summary.rows_of(invented(entry(call, rnnfast=times(1e-7)), entry(small, rnnfast=times(1e-7 + beyond))))
+        (found,) = goals.of_arithmetic(rows)
+        assert (found.value, found.wanted) == (pytest.approx(share), 0.33)
+
+
 # --- reports ---
 
 

@@ -270,6 +270,20 @@ def test_a_row_of_a_wide_layer_does_not_depend_on_its_batch(isa: str, kind: str)
             assert_same_results(got, of_a_sequence(whole, rows), f"rows {rows}")
 
 
+@pytest.mark.parametrize("isa", FMA)
+def test_seven_rows_do_not_depend_on_how_many_weights_there_are(isa: str) -> None:
+    """The same units in a layer of 800, whose 7 rows take two tiles, and in one of 40, whose rows may take one."""
+    large, small = rf.LSTM(900, 800, seed=0), rf.LSTM(900, 40, seed=0)
+    x = np.random.default_rng(0).standard_normal((1, 7, 900), dtype="float32")
+    for name in small.parameters:
+        rows = large.parameters[name].reshape(4, 800, -1)[:, :40]
+        small.parameters[name][...] = (rows[..., :40] if name.startswith("weight_hh") else rows).reshape(
+            small.parameters[name].shape
+        )
+    with rf.use_isa(isa), exact_threads(1):
+        assert_same_bits("output", large(x)[0][..., :40], small(x)[0])
+
+
 @each_dtype
 @each_kind
 def test_padding_equals_exact_lengths(isa: str, kind: str, dtype: str) -> None:

@@ -67,11 +67,12 @@ def all_goals() -> list[Goal]:
     for peer, cells in step.items():
         for cell, ratios in cells.items():
             for h, ratio in zip((32, 128, 512), ratios, strict=True):
-                goals.append(Goal(f"step, H {h}", cell, in_regime("step", h, h), peer, ratio, (1,)))
+                goals.append(Goal(f"step, H {h}", cell, in_regime("step", h, h), peer, ratio))
 
-    def add(name: str, chosen: Choice, against: str, wanted: dict[str, float]) -> None:
-        for cell, ratio in wanted.items():
-            goals.append(Goal(name, cell, chosen, against, ratio, (1,) if against == "limit" else (1, 2)))
+    def add(
+        name: str, chosen: Choice, against: str, wanted: dict[str, float], threads: tuple[int, ...] = (1, 2)
+    ) -> None:
+        goals.extend(Goal(name, cell, chosen, against, ratio, threads) for cell, ratio in wanted.items())
 
     every = ("lstm", "gru", "rnn")
     sequence = in_regime("sequence, batch 1", 64, 1024)
@@ -81,7 +82,7 @@ def all_goals() -> list[Goal]:
     add("sequence, batch 1, H 256..1024", reading, "limit", dict.fromkeys(every, 0.9))
     batch, large = in_regime("forward, large batch"), in_regime("training, large")
     add("forward, large batch", batch, "best", {"lstm": 1.04, "gru": 1.06, "rnn": 1.12})
-    add("forward, large batch", batch, "limit", dict.fromkeys(every, 0.92))
+    add("forward, large batch", batch, "limit", dict.fromkeys(every, 0.92), (1,))
     add("training, large", large, "torch", {"lstm": 1.03, "gru": 1.35, "rnn": 1.25})
     add("training, large", large, "limit", dict.fromkeys(every, 0.88))
     small, single = shaped("train", "50,32,64,128"), shaped("train", "100,1,32,64")
@@ -99,7 +100,8 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
             verdict = goal.verdict(rows, threads)
             if verdict is not None:
                 found.append(verdict)
-    found += never_slower(rows) + on_cold_caches(rows) + of_threads(rows) + of_growth(rows) + of_overhead(rows)
+    found += never_slower(rows) + on_cold_caches(rows) + of_threads(rows) + of_growth(rows)
+    found += of_overhead(rows) + of_arithmetic(rows)
     return sorted(found, key=lambda v: (v.met, v.value / v.wanted if v.wanted else 0.0))
 
 
@@ -159,4 +161,22 @@ def of_overhead(rows: Sequence[Row]) -> list[Verdict]:
         if row.case.group.startswith("overhead"):
             name, value = f"a step of {row.case.cell} with H 1: 0.7 us / time", 0.7e-6 / row.ours
             found.append(Verdict(name, row.threads, value, 1.0, 1, value >= 1, f"{row.ours * 1e6:.2f} us"))
+    return found
+
+
+def of_arithmetic(rows: Sequence[Row]) -> list[Verdict]:
+    """What a small LSTM's step takes beyond one with H 1, beside its multiply-adds at the peak rate of one thread."""
+    steps = [row for row in rows if row.threads == 1 and row.regime == "step" and row.case.cell == "lstm"]
+    calls = [row.ours for row in steps if row.case.hidden_size == 1]
+    wanted = {16: 0.33, 32: 0.5, 64: 0.44} if calls else {}
+    found = []
+    for row in steps:
+        h, least = row.case.hidden_size, row.bound.at_peak
+        if row.case.input_size == h in wanted:
+            value, note = (
+                least / max(row.ours - min(calls), least),
+                f"{row.fraction:.2f} of the limit, {row.bound.name}",
+            )
+            name = f"step, H {h}, lstm: of the FMA peak, without what a call costs"
+            found.append(Verdict(name, 1, value, wanted[h], 1, value >= wanted[h], note))
     return found

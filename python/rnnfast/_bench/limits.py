@@ -56,10 +56,14 @@ def measure(threads: int, seconds: float, sizes: list[int]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Bound:
-    """The least time that a case can take: `seconds`, of which `products` are bound by arithmetic."""
+    """The least time that a case can take: `seconds`, of which `products` are bound by arithmetic.
+
+    If weights were read in no time it would be `at_peak`.
+    """
 
     seconds: float
     products: float
+    at_peak: float
 
     @property
     def name(self) -> str:
@@ -133,4 +137,4 @@ class Limits:
             reading = part.bytes / self.rate(part.resident) if part.bytes else 0.0
             total += part.repeats * max(compute, reading)
             arithmetic += part.repeats * compute if compute >= reading else 0.0
-        return Bound(total, arithmetic)
+        return Bound(total, arithmetic, sum(part.repeats * part.operations for part in parts(case)) / self.peak)
