@@ -1,6 +1,7 @@
 #include "cost.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "rnnfast.h"
 #include "threads.h"
@@ -38,10 +39,12 @@ struct InputProduct {
     // A last panel with few units has its gates packed into fewer vectors.
     const int64_t last = gates > 1 ? gates * (units - (panels - 1) * kernel.lanes) : kernel.lanes;
     const int64_t all = gates * (panels - 1) + (last + kernel.lanes - 1) / kernel.lanes;
-    const int64_t largest = crew.alone ? all : std::min(all, gates * ((panels + team - 1) / team));
+    const int64_t largest =
+        crew.division == Division::inputs ? all : std::min(all, gates * ((panels + team - 1) / team));
     const double vector = static_cast<double>(inputs_of(pass.spec, layer)) / rate(kernel);
     // Those of a block, of which there are more only where their number does not matter.
-    const auto rows = static_cast<double>(std::min<int64_t>(std::max<int64_t>(pass.steps * pass.batch, 1), 64));
+    const int64_t steps = crew.division == Division::layers ? steps_behind(pass) : pass.steps;
+    const auto rows = static_cast<double>(std::min<int64_t>(std::max<int64_t>(steps * pass.batch, 1), 64));
     by_panels = vector * static_cast<double>(largest) * (1 + reading / rows);
     // Sums by rows are read by other threads than wrote them, line by line. Between near cores the hardware fetches
     // them in time; where it takes longer to meet they are waited for.
@@ -78,10 +81,12 @@ class Work {
 
   // Ns of a crew.
   double time(const Crew& crew) const {
+    if (crew.division == Division::layers) return time_by_layers(crew);
+    const bool alone = crew.division == Division::inputs;
     const int64_t team = std::max<int64_t>(crew.threads / spec_.num_directions, 1);
-    const bool by_batch = !crew.alone && team > 1 && splits_rows(team, batch_, panels_, recurrent_bytes_);
+    const bool by_batch = !alone && team > 1 && splits_rows(team, batch_, panels_, recurrent_bytes_);
     const int64_t parts = by_batch ? batch_ : panels_;  // of which the largest share is
-    const double share = crew.alone ? 1 : static_cast<double>((parts + team - 1) / team) / static_cast<double>(parts);
+    const double share = alone ? 1 : static_cast<double>((parts + team - 1) / team) / static_cast<double>(parts);
     double inputs = 0;
     for (int64_t l = 0; l < layers(); ++l) {
       const InputProduct row(crew, by_batch ? 1 : team, pass_, l, kernel_);
@@ -95,30 +100,47 @@ class Work {
     // Where rows are split, or directions, some lines go from core to core all the same, because hardware fetches
     // beyond the end of a thread's part. On the way back there are more, by gates: every step has the parts of all.
     // And the pass has to get to the others, and its end back.
-    const int of_step = crew.alone ? 0 : by_batch || team == 1 ? 2 : 6;
+    const int of_step = alone ? 0 : by_batch || team == 1 ? 2 : 6;
     const double meetings = of_step + (training_ ? 4 * (gates_of(spec_.cell) + 1) : 0) + 12 / steps_;
     return work + crew.meeting * meetings * static_cast<double>(std::max<int64_t>(team, 2));
   }
 
+  // The slowest layer sets the pace, and the last thread begins when the others have each done a block.
+  double time_by_layers(const Crew& crew) const {
+    double slowest = 0, lines = 0;
+    for (int64_t l = 0; l < layers(); ++l) {
+      const double inputs = InputProduct(crew, 1, pass_, l, kernel_).by_panels * static_cast<double>(batch_);
+      slowest = std::max(slowest, inputs + recurrence_);
+      lines = std::max(lines, static_cast<double>(batch_ * panels_of(outputs_of(spec_, l), kernel_)));
+    }
+    const double wait = 0.4 * std::max(crew.meeting - near, 0.0) * kernel_.vector_bytes / 64;
+    const auto block = static_cast<double>(steps_behind(pass_)), steps = static_cast<double>(pass_.steps);
+    const auto turns = static_cast<double>((layers() + crew.threads - 1) / crew.threads);
+    const double rounds = turns * std::max<double>(std::ceil(steps / block), crew.threads) + crew.threads - 1;
+    return (rounds * block * (slowest + lines * wait) + (rounds + 12) * crew.meeting * crew.threads) / steps_;
+  }
+
   // The fastest crew of at most so many threads. Each should have as much to do as it takes to start, and there twice
-  // as much. Those that wait for the end of another's recurrence should save a fifth.
+  // as much. Those that wait for the end of another's recurrence, or for another's layers, should save a fifth.
   Crew fastest(int threads, double meeting) const {
-    Crew best{1, false, meeting};
+    Crew best{1, Division::recurrence, meeting};
     const double one = time(best), recurrence = recurrence_ * static_cast<double>(spec_.num_directions);
     const double worth = one * steps_ / start_, worth_alone = (one - recurrence) * steps_ / start_;
     double least = one;
     for (int n = 2; n <= std::min<double>(threads, worth); ++n)
-      for (const Crew& crew : {Crew{n, false, meeting}, Crew{n, true, meeting}}) {
-        if (crew.alone && (n > worth_alone || !can_be_alone(crew))) continue;
+      for (Division division : {Division::recurrence, Division::inputs, Division::layers}) {
+        const Crew crew{n, division, meeting};
+        if (division == Division::inputs && (n > worth_alone || !can_divide_inputs(crew))) continue;
+        if (division == Division::layers && (n > layers() || !can_divide_layers(pass_))) continue;
         const double ns = time(crew);
-        if (ns < (crew.alone ? std::min(least, 0.8 * one) : least)) best = crew, least = ns;
+        if (ns < (division == Division::recurrence ? least : std::min(least, 0.8 * one))) best = crew, least = ns;
       }
     return best;
   }
 
   // Whether threads without a part of the recurrence have something to do.
-  bool can_be_alone(Crew crew) const {
-    crew.alone = true;
+  bool can_divide_inputs(Crew crew) const {
+    crew.division = Division::inputs;
     return !training_ && shares_any(crew);
   }
   bool shares_any(const Crew& crew) const {
@@ -154,16 +176,21 @@ int useful_threads(int threads, const Forward& pass, Kernel kernel) {
 }
 
 Crew crew_now(int threads, int useful, const Forward& pass, Kernel kernel) {
-  Crew crew{useful, false, near};
+  Crew crew{useful, Division::recurrence, near};
   if (useful <= 1) return crew;
   const Work work(pass, kernel);
   if (threads < 0) {
-    crew.alone = !work.has_panels_for(crew) && work.can_be_alone(crew);
+    if (useful <= pass.spec.num_layers && can_divide_layers(pass) && pass.batch < useful)
+      crew.division = Division::layers;
+    else if (!work.has_panels_for(crew) && work.can_divide_inputs(crew))
+      crew.division = Division::inputs;
     return crew;
   }
   // Where nothing depends on what a measurement finds there is none.
   const Crew farthest = work.fastest(useful, far);
-  if (farthest.threads == useful && !farthest.alone && !work.shares_any(crew)) return crew;
+  const bool same = farthest.threads == useful && farthest.division == Division::recurrence;
+  const bool side_by_side = can_divide_layers(pass) && work.fastest(useful, near).division == Division::layers;
+  if (same && !side_by_side && !work.shares_any(crew)) return crew;
   return work.fastest(useful, std::max(near, meeting_time(useful)));
 }
 
@@ -175,6 +202,19 @@ Crew fastest_crew(int threads, double meeting, const Forward& pass, Kernel kerne
 
 bool shares_inputs(const Crew& crew, const Forward& pass, int64_t layer, Kernel kernel) {
   return InputProduct(crew, team_of(crew, pass.spec), pass, layer, kernel).shared();
+}
+
+bool can_divide_layers(const Forward& pass) {
+  const Spec& spec = pass.spec;
+  const bool one_product = !spec.proj_size && !spec.layer_norm && (spec.cell != Cell::gru || spec.reset_after);
+  return spec.num_layers > 1 && !spec.hidden_sizes && spec.num_directions == 1 && pass.steps > 1 && pass.batch &&
+         one_product && !pass.tape;
+}
+
+int64_t steps_behind(const Forward& pass) {
+  constexpr int64_t most_rows = 64, enough_steps = 4, blocks = 16;
+  const int64_t most = std::max<int64_t>(most_rows / pass.batch, 1);
+  return std::min(most, std::max(enough_steps, (pass.steps + blocks - 1) / blocks));
 }
 
 bool splits_rows(int64_t threads, int64_t batch, int64_t panels, int64_t recurrent_bytes) {

@@ -15,10 +15,17 @@ struct Kernel {
   int vector_bytes, lanes;
 };
 
+// What the threads of a crew divide.
+enum class Division : uint8_t {
+  recurrence,  // its units or rows, and directions
+  inputs,      // the input products alone: one thread of a direction has its recurrence
+  layers       // each has every so many layers, which are some steps behind the ones below
+};
+
 // How many threads compute a pass, and how.
 struct Crew {
   int threads;
-  bool alone;      // one thread of a direction has its recurrence, and the others take part in its input products only
+  Division division;
   double meeting;  // ns that a barrier takes for each thread that meets there
 };
 
@@ -40,6 +47,12 @@ Crew fastest_crew(int threads, double meeting, const Forward& pass, Kernel kerne
 // weights stay in its cache: then no thread ever waits for another. Otherwise units are split, and each thread keeps
 // its slice of these weights.
 bool splits_rows(int64_t threads, int64_t batch, int64_t panels, int64_t recurrent_bytes);
+
+// Whether the layers of a pass may run side by side.
+bool can_divide_layers(const Forward& pass);
+
+// How many steps a layer is then behind the one below.
+int64_t steps_behind(const Forward& pass);
 
 // Whether threads that do not split the batch split the rows of a block for a layer's input product, each with all
 // panels. Then they read each other's sums, but where inputs are wide that takes less time than panels that cannot be

@@ -241,6 +241,32 @@ def test_threads_that_share_the_input_products_of_few_units_change_nothing(kind:
                     assert_same_bits(f"state {where}", state, first[name][1])
 
 
+@pytest.mark.parametrize(("layers", "H"), [(2, 40), (3, 5), (5, 20)])
+@each_dtype
+@each_kind
+def test_layers_side_by_side_change_nothing(kind: str, dtype: str, layers: int, H: int) -> None:
+    """With fewer rows than threads and no tape each thread has layers of its own, some steps behind those below."""
+    for T, B in ((2, 1), (9, 1), (100, 1), (70, 2)):
+        problem = Problem(kind, dtype, T, B, 7, H, layers)
+        rng = np.random.default_rng(0)
+        lengths, resets, mask = rng.integers(0, T + 1, B), rng.random((T, B)) < 0.1, rng.random((T, B)) < 0.7
+        first = None
+        for isa in FMA:
+            for threads in (1, 2, 3, 5):
+                with rf.use_isa(isa), exact_threads(threads):
+                    results = {
+                        "whole": problem.layer(problem.x, problem.hx),
+                        "with lengths": problem.layer(problem.x, problem.hx, lengths=lengths),
+                        "with resets": problem.layer(problem.x, problem.hx, reset=resets),
+                        "with a mask": problem.layer(problem.x, problem.hx, mask=mask),
+                    }
+                first = first or results
+                for name, (output, state) in results.items():
+                    where = f"{name}, {isa} threads={threads} T={T} B={B}"
+                    assert_same_bits(f"output {where}", output, first[name][0])
+                    assert_same_bits(f"state {where}", state, first[name][1])
+
+
 # --- in which company: the batch, padding ---
 
 

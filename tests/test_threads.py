@@ -186,7 +186,7 @@ def test_threads_in_one_context_do_not_bind_another() -> None:
 
 def test_an_interrupt_ends_a_pass_of_two_threads_however_its_layers_are_divided() -> None:
     # The layers of the first are divided by rows, and the threads are far apart. In the second one thread has the
-    # recurrence, and they share input products, of one of its layers or both.
+    # recurrence, and they share input products, of one of its layers or both. Then each has layers of its own.
     code = """
 import time
 def give_up(*_):
@@ -207,15 +207,16 @@ for attempt in range(3):
     assert time.time() - begun < 20
 from rnnfast import _settings
 _settings.context_threads.set(-2)
-narrow = rf.LSTM(500, 5, 2, seed=0)
-x = np.zeros((6000, 3, 500), np.float32)
-for attempt in range(30):
-    signal.setitimer(signal.ITIMER_REAL, 0.01 + 0.0017 * attempt)
-    try:
-        while True:
-            narrow(x)
-    except KeyboardInterrupt:
-        pass
+for layers, batch in ((2, 3), (5, 1)):
+    narrow = rf.LSTM(500, 5, layers, seed=0)
+    x = np.zeros((6000, batch, 500), np.float32)
+    for attempt in range(30):
+        signal.setitimer(signal.ITIMER_REAL, 0.01 + 0.0017 * attempt)
+        try:
+            while True:
+                narrow(x)
+        except KeyboardInterrupt:
+            pass
 """
     run(code, "pool")
 

@@ -316,7 +316,7 @@ template <class C, class T> class BackwardPass {
       scratch.weights = Packed<C, T>(packed, spec_, layer.n);
     }
     T** out_rows = out_rows_ + id * apart(block_rows_);
-    const Part part = make_part(team, extent_of<C, T>(pass_, layer.n), false);
+    const Part part = make_part(team, extent_of<C, T>(pass_, layer.n), Division::recurrence);
     prepare(layer, scratch, team, part);
     const int64_t steps = pass_.batch ? pass_.steps : 0;
     if (layer.gradients && steps == 0) weight_products(scratch, layer, team, 0, false);  // zeros: no block writes them

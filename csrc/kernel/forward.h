@@ -49,27 +49,29 @@ template <class C, class T> class ForwardPass {
         general_(is_general(pass.spec)),
         tape_(pass, schedule_.total(), general_),
         interrupt_(pass.interrupted) {
-    const int64_t directions = spec_.num_directions, batch = pass.batch;
+    const int64_t batch = pass.batch;
     const Sizes most = largest_sizes<T>(spec_);
     threads_ = useful_threads(pass.threads, pass, kernel);
-    block_ = forward_block(extent_of<C, T>(pass, most), most.inputs, threads_);
+    side_by_side_ = threads_ > 1 && can_divide_layers(pass) ? min(threads_, spec_.num_layers) : spec_.num_directions;
+    block_ =
+        forward_block(extent_of<C, T>(pass, most), most.inputs, side_by_side_ > spec_.num_directions ? 1 : threads_);
     has_x_part_ = block_ > 1 || splits() || normalizes();
     meetings_ = arena_.template take<Meeting>(meetings_for(threads_));
     gaps_ = (threads_ - 1) * row_gap * width;
-    h_ = arena_.template take<T>(directions * 2 * rows_size(most.output_panels));
-    c_ = arena_.template take<T>(C::has_c ? directions * rows_size(most.panels) : 0);
+    h_ = arena_.template take<T>(side_by_side_ * 2 * rows_size(most.output_panels));
+    c_ = arena_.template take<T>(C::has_c ? side_by_side_ * rows_size(most.panels) : 0);
     step_rows_ = arena_.template take<StepRow<T>>(threads_ * apart(batch));
     if (has_x_part_) {
       x_part_size_ = block_ * batch * most.panels * C::gates * width;
-      x_part_ = arena_.template take<T>(directions * x_part_size_);
+      x_part_ = arena_.template take<T>(side_by_side_ * x_part_size_);
     }
     const bool products_in_memory = projects() || normalizes() || splits();
     row_pointers_ = arena_.template take<const T*>(threads_ * row_pointers());
-    if (has_recurrent_masks()) operand_ = arena_.template take<T>(directions * 2 * rows_size(most.output_panels));
+    if (has_recurrent_masks()) operand_ = arena_.template take<T>(side_by_side_ * 2 * rows_size(most.output_panels));
     if (products_in_memory) take_products(most);
     if (spec_.num_layers > 1 || has_input_masks(pass_, 0)) take_sequences();
     if (!pass.packed) packed_ = arena_.template take<char>(static_cast<int64_t>(packed_bytes(spec_)));
-    layers_ = arena_.template take<Layer>(spec_.num_layers * directions);
+    layers_ = arena_.template take<Layer>(spec_.num_layers * spec_.num_directions);
     if (scratch) make_layers();
   }
 
@@ -157,6 +159,7 @@ template <class C, class T> class ForwardPass {
       pack(spec_, pass_.weights, packed_, id, count);
       meetings_->barrier.wait(count);
     }
+    if (crew_.division == Division::layers && count > 1) return run_side_by_side(id, count);
     for (int64_t l = 0; l < spec_.num_layers; ++l) {
       if (has_input_masks(pass_, l)) {
         apply_input_masks(pass_, schedule_, l, input(l), masked(l), share(pass_.steps, id, count));
@@ -164,13 +167,33 @@ template <class C, class T> class ForwardPass {
       }
       for (int64_t d = team.directions.first; d < team.directions.last; ++d) {
         const Layer& layer = layers_[l * spec_.num_directions + d];
-        run_layer(layer, make_part(team, extent_of<C, T>(pass_, layer.n), crew_.alone), id);
+        run_layer(layer, make_part(team, extent_of<C, T>(pass_, layer.n), crew_.division), id);
       }
       if (l + 1 < spec_.num_layers) meetings_->barrier.wait(count);
     }
     // Where calls follow upon each other a worker stays awake for the next, but not for as long as another thread's
     // recurrence may take.
-    if (crew_.alone && pass_.in_succession) meetings_->barrier.wait(count);
+    if (crew_.division == Division::inputs && pass_.in_succession) meetings_->barrier.wait(count);
+  }
+
+  // Each thread has every `count`-th layer, a block of steps behind the thread before.
+  RNNFAST_ONCE void run_side_by_side(int id, int count) {
+    const int64_t layers = spec_.num_layers, block = min(block_, steps_behind(pass_));
+    const int64_t period = max(ceil_div(steps(), block), count);  // rounds from layer to layer of one thread
+    for (int64_t round = 0; round < ceil_div(layers, count) * period + count - 1; ++round) {
+      if (interrupt_.stops(*meetings_, id == 0, id == 0, round)) return;
+      const int64_t own = round - id, number = own / period * count + id, begin = own % period * block;
+      if (own >= 0 && number < layers && begin < steps()) {
+        const Layer& layer = layers_[number];
+        const Team self{meetings_, meetings_ + 3 + id, 0, 1, {0, 1}};
+        const Part part = make_part(self, extent_of<C, T>(pass_, layer.n), Division::recurrence);
+        const Range steps_now{begin, min(begin + block, steps())};
+        if (begin == 0) begin_layer(layer, part);
+        run_block(layer, part, steps_now, id);
+        if (steps_now.last == steps()) end_layer(layer, part);
+      }
+      meetings_->barrier.wait(count);
+    }
   }
 
   Rows<const T> input(int64_t l) const { return l == 0 ? rows_of<T>(pass_.x) : read_only(output(l - 1)); }
@@ -215,11 +238,12 @@ template <class C, class T> class ForwardPass {
     layer.c0 = state_of<T>(pass_.c0, pass_, l, d, units_of);
     layer.hn = state_of<T>(pass_.hn, pass_, l, d, outputs_of);
     layer.cn = state_of<T>(pass_.cn, pass_, l, d, units_of);
-    const int64_t state = d * 2 * rows_size(layer.n.output_panels);
+    const int64_t place = spec_.num_directions > 1 ? d : l % side_by_side_;  // in the scratch memory
+    const int64_t state = place * 2 * rows_size(layer.n.output_panels);
     layer.h = h_ + state;
     layer.operand = has_recurrent_masks() ? operand_ + state : layer.h;
-    layer.c = C::has_c ? c_ + d * rows_size(layer.n.panels) : nullptr;
-    layer.x_part = has_x_part_ ? x_part_ + d * x_part_size_ : nullptr;
+    layer.c = C::has_c ? c_ + place * rows_size(layer.n.panels) : nullptr;
+    layer.x_part = has_x_part_ ? x_part_ + place * x_part_size_ : nullptr;
     layer.saved = pass_.tape && !pass_.segments ? tape_.saved(l, d) : nullptr;
     layer.moments = layer.saved && normalizes() ? tape_.moments(l, d) : nullptr;
     layer.options = Options<T>(pass_, l, d, general_, saved_values<C>(spec_, general_));
@@ -230,23 +254,34 @@ template <class C, class T> class ForwardPass {
   // --- the time loop of one layer and direction ---
 
   void run_layer(const Layer& layer, const Part& part, int id) {
-    for (int64_t b = part.rows.first; b < part.rows.last; ++b) begin(layer, part, b, 0, Start::initial);
-    part.wait();
-    const T** row_pointers = row_pointers_ + id * this->row_pointers();
-    StepRow<T>* step_rows = step_rows_ + id * apart(pass_.batch);
+    begin_layer(layer, part);
     for (int64_t s = 0; s < steps(); s += block_) {
       const int64_t place = (layer.layer * spec_.num_directions + layer.direction) * pass_.steps + s;
       if (interrupt_.stops(*part.meeting, part.leader(), id == 0, place)) break;
-      const Range block{s, min(s + block_, steps())};
-      if (has_x_part_) input_product(layer, part, block, row_pointers);
-      if (!part.has_recurrence()) continue;
-      int64_t done = 0;  // rows of the block
-      for (int64_t j = block.first; j < block.last; ++j) {
-        if (keeps_boundaries() && j % segment_steps(pass_) == 0) keep_boundary(layer, part, j / segment_steps(pass_));
-        done += step(layer, part, time_of(layer, j), done, step_rows, row_pointers);
-        part.wait();
-      }
+      run_block(layer, part, {s, min(s + block_, steps())}, id);
     }
+    end_layer(layer, part);
+  }
+
+  RNNFAST_NOINLINE void begin_layer(const Layer& layer, const Part& part) const {
+    for (int64_t b = part.rows.first; b < part.rows.last; ++b) begin(layer, part, b, 0, Start::initial);
+    part.wait();
+  }
+
+  RNNFAST_NOINLINE void run_block(const Layer& layer, const Part& part, Range block, int id) const {
+    const T** row_pointers = row_pointers_ + id * this->row_pointers();
+    StepRow<T>* step_rows = step_rows_ + id * apart(pass_.batch);
+    if (has_x_part_) input_product(layer, part, block, row_pointers);
+    if (!part.has_recurrence()) return;
+    int64_t done = 0;  // rows of the block
+    for (int64_t j = block.first; j < block.last; ++j) {
+      if (keeps_boundaries() && j % segment_steps(pass_) == 0) keep_boundary(layer, part, j / segment_steps(pass_));
+      done += step(layer, part, time_of(layer, j), done, step_rows, row_pointers);
+      part.wait();
+    }
+  }
+
+  RNNFAST_NOINLINE void end_layer(const Layer& layer, const Part& part) const {
     store_state(layer, part);
     if (pass_.carry && layer.layer + 1 == spec_.num_layers) carry_output(layer, part);
   }
@@ -815,7 +850,8 @@ template <class C, class T> class ForwardPass {
   Tape<C, T> tape_;
   int64_t block_, gaps_, x_part_size_ = 0;
   bool has_x_part_;
-  int threads_;  // at most
+  int threads_;           // at most
+  int64_t side_by_side_;  // directions, or layers at most
   Crew crew_{};
   Meeting* meetings_;
   Interrupt interrupt_;

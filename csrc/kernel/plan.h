@@ -100,9 +100,9 @@ inline Team make_team(Meeting* meetings, int id, int count, int64_t directions) 
 }
 
 // See Crew and splits_rows() in ../cost.h.
-inline Part make_part(const Team& team, const Extent& e, bool alone) {
+inline Part make_part(const Team& team, const Extent& e, Division division) {
   Part part{{0, e.batch}, {0, e.panels}, {0, e.output_panels}, team.parts, team.rank, team.size, 1, 0};
-  if (alone) {
+  if (division == Division::inputs) {
     if (team.rank > 0) part.panels = part.outputs = {0, 0};
   } else if (team.size > 1 && splits_rows(team.size, e.batch, e.panels, e.recurrent_bytes)) {
     part.rows = share(e.batch, team.rank, team.size);
