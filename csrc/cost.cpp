@@ -20,6 +20,10 @@ int64_t panels_of(int64_t units, Kernel kernel) {
   return std::max<int64_t>((units + kernel.lanes - 1) / kernel.lanes, 1);
 }
 
+// Ns that a thread waits for a line that another wrote, where they follow upon each other. Between near cores the
+// hardware fetches them in time.
+double line_wait(const Crew& crew) { return 0.4 * std::max(crew.meeting - near, 0.0); }
+
 // Each weight that is read, where few rows share it, counts as so many multiply-adds.
 constexpr double reading = 1.6;
 
@@ -46,11 +50,10 @@ struct InputProduct {
     const int64_t steps = crew.division == Division::layers ? steps_behind(pass) : pass.steps;
     const auto rows = static_cast<double>(std::min<int64_t>(std::max<int64_t>(steps * pass.batch, 1), 64));
     by_panels = vector * static_cast<double>(largest) * (1 + reading / rows);
-    // Sums by rows are read by other threads than wrote them, line by line. Between near cores the hardware fetches
-    // them in time; where it takes longer to meet they are waited for.
+    // Sums by rows are read by other threads than wrote them, line by line.
     const auto lines = static_cast<double>(gates * panels * kernel.vector_bytes / 64);
-    const double own = 1 / static_cast<double>(team), wait = 0.4 * std::max(crew.meeting - near, 0.0);
-    by_rows = vector * static_cast<double>(all) * (own + reading / rows) + lines * (1 - own) * wait;
+    const double own = 1 / static_cast<double>(team);
+    by_rows = vector * static_cast<double>(all) * (own + reading / rows) + lines * (1 - own) * line_wait(crew);
   }
   bool shared() const { return by_rows < 0.9 * by_panels; }
 };
@@ -105,19 +108,18 @@ class Work {
     return work + crew.meeting * meetings * static_cast<double>(std::max<int64_t>(team, 2));
   }
 
-  // The slowest layer sets the pace, and the last thread begins when the others have each done a block.
+  // The slowest layer sets the pace, and the last thread begins when the others have each done a block. What is below a
+  // layer comes from another core, line by line.
   double time_by_layers(const Crew& crew) const {
-    double slowest = 0, lines = 0;
-    for (int64_t l = 0; l < layers(); ++l) {
-      const double inputs = InputProduct(crew, 1, pass_, l, kernel_).by_panels * static_cast<double>(batch_);
-      slowest = std::max(slowest, inputs + recurrence_);
-      lines = std::max(lines, static_cast<double>(batch_ * panels_of(outputs_of(spec_, l), kernel_)));
-    }
-    const double wait = 0.4 * std::max(crew.meeting - near, 0.0) * kernel_.vector_bytes / 64;
+    double inputs = 0;
+    for (int64_t l = 0; l < layers(); ++l)
+      inputs = std::max(inputs, InputProduct(crew, 1, pass_, l, kernel_).by_panels);
+    const auto rows = static_cast<double>(batch_), lines = static_cast<double>(panels_ * kernel_.vector_bytes) / 64;
+    const double step = recurrence_ + rows * (inputs + lines * line_wait(crew));
     const auto block = static_cast<double>(steps_behind(pass_)), steps = static_cast<double>(pass_.steps);
     const auto turns = static_cast<double>((layers() + crew.threads - 1) / crew.threads);
     const double rounds = turns * std::max<double>(std::ceil(steps / block), crew.threads) + crew.threads - 1;
-    return (rounds * block * (slowest + lines * wait) + (rounds + 12) * crew.meeting * crew.threads) / steps_;
+    return (rounds * block * step + (rounds + 12) * crew.meeting * crew.threads) / steps_;
   }
 
   // The fastest crew of at most so many threads. Each should have as much to do as it takes to start, and there twice
@@ -179,7 +181,7 @@ Crew crew_now(int threads, int useful, const Forward& pass, Kernel kernel) {
   Crew crew{useful, Division::recurrence, near};
   if (useful <= 1) return crew;
   const Work work(pass, kernel);
-  if (threads < 0) {
+  if (threads < 0) {  // tests reach every division by the sizes that they choose
     if (useful <= pass.spec.num_layers && can_divide_layers(pass) && pass.batch < useful)
       crew.division = Division::layers;
     else if (!work.has_panels_for(crew) && work.can_divide_inputs(crew))

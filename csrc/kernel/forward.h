@@ -52,6 +52,7 @@ template <class C, class T> class ForwardPass {
     const int64_t batch = pass.batch;
     const Sizes most = largest_sizes<T>(spec_);
     threads_ = useful_threads(pass.threads, pass, kernel);
+    // Layers side by side have a block each, so that it may be as large as one thread's.
     side_by_side_ = threads_ > 1 && can_divide_layers(pass) ? min(threads_, spec_.num_layers) : spec_.num_directions;
     block_ =
         forward_block(extent_of<C, T>(pass, most), most.inputs, side_by_side_ > spec_.num_directions ? 1 : threads_);

@@ -131,10 +131,11 @@ class Limits:
         return found
 
     def bound(self, case: Case) -> Bound:
-        total = arithmetic = 0.0
+        total = arithmetic = at_peak = 0.0
         for part in parts(case):
             compute = part.operations / self.peak
             reading = part.bytes / self.rate(part.resident) if part.bytes else 0.0
             total += part.repeats * max(compute, reading)
+            at_peak += part.repeats * compute
             arithmetic += part.repeats * compute if compute >= reading else 0.0
-        return Bound(total, arithmetic, sum(part.repeats * part.operations for part in parts(case)) / self.peak)
+        return Bound(total, arithmetic, at_peak)
