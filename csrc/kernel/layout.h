@@ -169,7 +169,7 @@ template <int Gates, class T> struct Products {
 // reads weights with gaps, and waits for those that come from memory.
 template <int Gates, class T> struct LowProducts : Products<Gates, T> {
   static constexpr int most_rows = high_rows<Gates>;
-  static constexpr bool differs = !fits(Products<Gates, T>::most_rows, Gates);
+  static constexpr bool differs = Gates == 4 && most_rows < Products<Gates, T>::most_rows;
 };
 
 // Products of one panel alone, whose few vectors leave registers for more rows.
