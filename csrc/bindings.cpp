@@ -60,8 +60,8 @@ rf::Activation make_activation(py::handle object) {
 struct Spec : rf::Spec {
   std::vector<int64_t> sizes;
 
-  Spec(const std::string& cell_name, const std::string& dtype_name, int64_t inputs, int64_t hidden, int64_t layers,
-       int64_t directions, const py::kwargs& options) {
+  [[gnu::cold]] Spec(const std::string& cell_name, const std::string& dtype_name, int64_t inputs, int64_t hidden,
+                     int64_t layers, int64_t directions, const py::kwargs& options) {
     cell = named<rf::Cell>(cell_name, {"rnn", "lstm", "gru"});
     dtype = named<rf::Dtype>(dtype_name, {"float32", "float64"});
     input_size = inputs, hidden_size = hidden, num_layers = layers, num_directions = directions;
@@ -1089,6 +1089,7 @@ py::dict config() {
 
 }  // namespace
 
+[[gnu::cold]] static void pybind11_init__core(py::module_&);  // small rather than fast
 PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   using namespace py::literals;
 

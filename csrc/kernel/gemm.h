@@ -40,8 +40,7 @@ template <int Gates> constexpr bool in_halves = registers < 32 && Gates == 4;
 template <int Gates>
 constexpr int high_rows = full_rows<Gates> * (in_halves<Gates> ? 2 : 1) - (in_halves<Gates> ? 1 : 0);
 // Two rows more are one tile as well, of half as many panels or in two halves: 4 and 4 would read the weights twice,
-// and 4 and 3 take as long. Only where they are all, since a weight serves fewer products there, and where an LSTM's
-// weights do not come from memory (LowProducts).
+// and 4 and 3 take as long. Only where they are all, since a weight serves fewer products there.
 template <int Gates>
 constexpr int rows_alone = high_rows<Gates> + (registers == 32 && (Gates == 1 || Gates == 4) ? 2 : 0);
 // With fewer rows more panels run together: below 8 independent chains of whole vectors the latency of fma is the
@@ -119,19 +118,25 @@ RNNFAST_INLINE void run_rows(const Kind& kind, int64_t rows, int64_t panel, int6
   }
 }
 
-// All tiles of `rows` rows by panels [first, last).
-// Panels are outermost, so that one panel's weights serve every row while they are in cache. Every other step goes
-// `back` from the last panel to the first, whose end then finds in cache what the step before used last.
-template <int Gates, class Kind>
-void run_tiles(const Kind& kind, int64_t rows, int64_t first, int64_t last, bool back = false) {
-  if (rows == 0) return;
-  const int64_t most = Heights<Kind, Gates>(rows).panels();
+// run(panel, panels) for panels [first, last), at most so many together. Every other step goes `back` from the last
+// panel to the first, whose end then finds in cache what the step before used last.
+template <class Run>
+RNNFAST_INLINE void for_groups(int64_t first, int64_t last, int64_t most, bool back, const Run& run) {
   while (first < last) {
     const int64_t panels = back ? last_group(last - first, most) : panel_group(last - first, most);
     if (back) last -= panels;
-    run_rows<Gates>(kind, rows, back ? last : first, panels);
+    run(back ? last : first, panels);
     if (!back) first += panels;
   }
+}
+
+// All tiles of `rows` rows by panels [first, last).
+// Panels are outermost, so that one panel's weights serve every row while they are in cache.
+template <int Gates, class Kind>
+void run_tiles(const Kind& kind, int64_t rows, int64_t first, int64_t last, bool back = false) {
+  if (rows == 0) return;
+  for_groups(first, last, Heights<Kind, Gates>(rows).panels(), back,
+             [&](int64_t panel, int64_t panels) { run_rows<Gates>(kind, rows, panel, panels); });
 }
 
 // --- the register tile ---
@@ -167,6 +172,14 @@ template <class T> struct Ahead {
   RNNFAST_INLINE void operator()(int64_t k) const { __builtin_prefetch(at + k * step, 0, 2); }
   RNNFAST_INLINE void advance(int64_t k) { at += k * step; }
 };
+// Two parts for every k, so far `apart`.
+template <class T> struct TwoAhead : Ahead<T> {
+  int64_t apart = 0;
+  RNNFAST_INLINE void operator()(int64_t k) const {
+    Ahead<T>::operator()(k);
+    __builtin_prefetch(this->at + k * this->step + apart, 0, 2);
+  }
+};
 struct Nothing {
   RNNFAST_INLINE void operator()(int64_t) const {}
   RNNFAST_INLINE void advance(int64_t) {}
@@ -179,10 +192,10 @@ template <int Rows> constexpr int64_t tile_number(int64_t row) { return (row + R
 // fetching itself costs 2 to 5 %.
 template <class T, int Gates, int Rows>
 constexpr bool fetches_ahead = !kept_small<T> && 2 * Rows >= full_rows<Gates> && Rows > 1;
-// Whether weights are fetched: where more rows than one tile has use them, and W and U do not stay in L2 together.
+// Whether weights are fetched: where they are used more than once, and W and U do not stay in L2 together.
 // `weights`: of one of them, or the mean of both.
-template <class T> constexpr bool reads_from_afar(int64_t rows, int64_t most_rows, int64_t weights) {
-  return rows > most_rows && weights * static_cast<int64_t>(sizeof(T)) > 640 << 10;
+template <class T> constexpr bool reads_from_afar(int64_t uses, int64_t weights) {
+  return uses > 1 && weights * static_cast<int64_t>(sizeof(T)) > 640 << 10;
 }
 
 // acc[r][p * gates + g] += sum over k of a[r][k * a_step] * b[p][k][column of g], in the order of k.
@@ -390,7 +403,8 @@ template <class Map, class T> struct UnitSums {
 
   RNNFAST_NOINLINE void run(int64_t rows, Range panels) const {
     if constexpr (in_pieces)
-      if (reads_from_afar<T>(rows, most_rows, panels.size() * units * gates * width)) return run_pieces(rows, panels);
+      if (reads_from_afar<T>(ceil_div(rows, most_rows), panels.size() * units * gates * width))
+        return run_pieces(rows, panels);
     run_tiles<1>(*this, rows, panels.first, panels.last);
   }
 

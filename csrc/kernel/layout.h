@@ -121,6 +121,7 @@ template <int Gates, class T> struct Products {
   Range walk{};            // the panels whose weights are fetched ahead: all of the step, or none
   bool back = false;       // they are gone over from the last to the first
   bool from_afar = false;  // the rows, which are fetched ahead too
+  Range piece{0, k_size};  // of k: all, or see run_pieces
 
   template <int R, int P> RNNFAST_INLINE void tile(int64_t panel, int64_t row) const {
     if constexpr (fits(R, P * Gates)) {
@@ -133,18 +134,24 @@ template <int Gates, class T> struct Products {
 
   template <class Map, int R, int P> RNNFAST_INLINE void gates_of_tile(int64_t panel, int64_t row) const {
     constexpr int count = Map::count, width = lanes<T>;
+    const int64_t first = knows_pieces<R, P> ? piece.first : 0;
     vec<T> acc[R][P * count];
     const T *a[R], *b[P];
     T* out[P];
-    RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) a[r] = rows[row + r];
+    RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) a[r] = rows[row + r] + first;
     RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) {
-      b[p] = packed + (panel + p) * k_size * Gates * width;
+      b[p] = packed + ((panel + p) * k_size + first) * Gates * width;
       out[p] = sums + (panel + p) * panel_stride + row * Gates * width;
     }
     RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
       RNNFAST_UNROLL_FOR (int j = 0; j < P * count; ++j) acc[r][j] = vec<T>{};
-    if constexpr (fetches_ahead<T, Gates, R> && Map::at(0) == 0) {  // once, where gates come in halves
-      accumulate<Map, 1, Gates, R, P, T>(acc, a, b, k_size, ahead<R, P>(panel, row));
+    if (first > 0)
+      RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p)
+        RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
+          RNNFAST_UNROLL_FOR (int g = 0; g < count; ++g)
+            acc[r][p * count + g] = load(out[p] + (r * Gates + Map::at(g)) * width);
+    if constexpr (fetches_ahead<T, Gates, R>) {
+      accumulate<Map, 1, Gates, R, P, T>(acc, a, b, piece.size(), ahead<R, P>(panel, row, Map::at(0) > 0));
     } else {
       accumulate<Map, 1, Gates, R, P, T>(acc, a, b, k_size);
     }
@@ -156,20 +163,54 @@ template <int Gates, class T> struct Products {
 
   // The weights of the next panels, or the next tile's rows. Not those of h: they are near, and behind the last may be
   // another thread's.
-  template <int R, int P> RNNFAST_INLINE Ahead<T> ahead(int64_t panel, int64_t row) const {
+  template <int R, int P> RNNFAST_INLINE TwoAhead<T> ahead(int64_t panel, int64_t row, bool second_half) const {
     constexpr int64_t width = lanes<T>, line = 64 / sizeof(T);
     constexpr int64_t lines = ceil_div(P * Gates * vector_bytes, 64);  // for each k
-    const int64_t next = back ? panel - P : panel + P;
-    if (!walk.has(next)) return from_afar ? Ahead<T>{rows[row + R - 1] + k_size, R} : Ahead<T>{rows[row], 0};
-    return {packed + next * k_size * Gates * width + tile_number<R>(row) % lines * k_size * line, line};
+    const int64_t next = back ? panel - P : panel + P, tile = tile_number<R>(row);
+    if (knows_pieces<R, P> && piece.size() < k_size) {
+      const int64_t half = (tile + second_half) % 2;
+      const int64_t k = piece.last < k_size ? panel * k_size + piece.last : (walk.has(next) ? next : panel) * k_size;
+      const T* at = packed + k * Gates * width;
+      if (P == 1) return {{at + half * piece.size() * 2 * line, 2 * line}, line};
+      return {{at + half * 2 * k_size * width, width}, k_size * width};
+    }
+    const TwoAhead<T> none{{rows[row], 0}};
+    if (second_half) return none;  // the first has fetched
+    if (!walk.has(next)) return from_afar ? TwoAhead<T>{{rows[row + R - 1] + k_size, R}} : none;
+    return {{packed + next * k_size * Gates * width + tile % lines * k_size * line, line}};
   }
-};
 
-// The same without the rows that have a tile of their own only because it takes its gates in two halves: such a tile
-// reads weights with gaps, and waits for those that come from memory.
-template <int Gates, class T> struct LowProducts : Products<Gates, T> {
-  static constexpr int most_rows = high_rows<Gates>;
-  static constexpr bool differs = Gates == 4 && most_rows < Products<Gates, T>::most_rows;
+  // How often each weight is used.
+  static constexpr int64_t uses(int64_t count) {
+    const int64_t tiles = Heights<Products, Gates>(count).tiles;
+    return tiles == 1 && !fits(count, Gates) ? 2 : tiles;
+  }
+
+  void run(int64_t count, Range panels) const {
+    if constexpr (!kept_small<T>)
+      if (walk.size() > 0 && uses(count) == 2) return run_pieces(count, panels);
+    run_tiles<Gates>(*this, count, panels.first, panels.last, back);
+  }
+
+ private:
+  // One of two tiles, or of halves, has at least half of the rows that are one tile.
+  template <int R, int P>
+  static constexpr bool knows_pieces =
+      Gates != 2 && full_panels<Gates> == P && 2 * R >= most_rows && fetches_ahead<T, Gates, R>;
+
+  // Where weights from afar are used only twice, their way takes as long as the products. So the two tiles, or the
+  // halves of one, use a piece of them that stays in L1, and meanwhile each fetches a half of the next piece.
+  RNNFAST_NOINLINE void run_pieces(int64_t count, Range panels) const {
+    constexpr int64_t full = full_panels<Gates>, most = (20 << 10) / (full * Gates * vector_bytes);
+    const int64_t size = ceil_div(k_size, ceil_div(k_size, most));
+    Products some = *this;
+    for_groups(panels.first, panels.last, full, back, [&](int64_t panel, int64_t group) {
+      for (int64_t k = 0; k < k_size; k = some.piece.last) {
+        some.piece = {k, group == full ? min(k + size, k_size) : k_size};
+        run_rows<Gates>(some, count, panel, group);
+      }
+    });
+  }
 };
 
 // Products of one panel alone, whose few vectors leave registers for more rows.
@@ -346,18 +387,9 @@ template <class C, class T> struct Packed {
                                  Range panels) const {
     const bool has_tail = tail.packed && count > 1 && panels.last == n.panels && panels.size() > 0;
     const int64_t weights = products.walk.size() * (n.inputs + n.outputs) / 2 * C::gates * width;
-    const Range untailed{panels.first, panels.last - has_tail};
-    using Low = LowProducts<C::gates, T>;
-    if (Low::differs && weights * static_cast<int64_t>(sizeof(T)) > 4 << 20)
-      run_untailed(Low{products}, count, untailed, weights);
-    else
-      run_untailed(products, count, untailed, weights);
+    if (!reads_from_afar<T>(products.uses(count), weights)) products.walk = {};
+    products.run(count, {panels.first, panels.last - has_tail});
     if (has_tail) tail.multiply(products.rows, count, products.sums + (n.panels - 1) * products.panel_stride);
-  }
-
-  template <class Kind> void run_untailed(Kind products, int64_t count, Range panels, int64_t weights) const {
-    if (!reads_from_afar<T>(count, Kind::most_rows, weights)) products.walk = {};
-    run_tiles<C::gates>(products, count, panels.first, panels.last, products.back);
   }
 
   RNNFAST_ONCE void fill_bias(const Weights& from, int64_t p) const {
