@@ -285,20 +285,20 @@ def test_a_row_does_not_depend_on_its_batch(isa: str, kind: str, dtype: str, lay
 
 @each_kind
 def test_a_row_of_a_wide_layer_does_not_depend_on_its_batch(isa: str, kind: str) -> None:
-    """Weights that many rows take in pieces, few at once, and three as they are; 65 and 66 are one and two more than a
-    set of rows."""
+    """Weights that many rows take in pieces in backward, and two tiles or the halves of one in forward, and three rows
+    as they are; 65 and 66 are one and two more than a set of rows."""
     H = {"lstm": 300, "gru": 360}.get(kind, 1100)
     problem = Problem(kind, "float32", 3, 66, 280, H)
     with exact_threads(1):
         whole = problem.results()
-        for rows in (slice(4), slice(10, 17), slice(1, 66), slice(65, 66)):
+        for rows in (slice(4), slice(5), slice(10, 17), slice(12), slice(1, 66), slice(65, 66)):
             got = of_a_sequence(problem.results(**problem.rows(rows)), slice(None))
             assert_same_results(got, of_a_sequence(whole, rows), f"rows {rows}")
 
 
 @pytest.mark.parametrize("isa", FMA)
 def test_seven_rows_do_not_depend_on_how_many_weights_there_are(isa: str) -> None:
-    """The same units in a layer of 800, whose 7 rows take two tiles, and in one of 40, whose rows may take one."""
+    """The same units in a layer of 800, whose 7 rows take weights in pieces, and in one of 40."""
     large, small = rf.LSTM(900, 800, seed=0), rf.LSTM(900, 40, seed=0)
     x = np.random.default_rng(0).standard_normal((1, 7, 900), dtype="float32")
     for name in small.parameters:

@@ -187,19 +187,21 @@ template <int Gates, class T> struct Products {
   }
 
   void run(int64_t count, Range panels) const {
-    if constexpr (!kept_small<T>)
+    if constexpr (has_pieces)
       if (walk.size() > 0 && uses(count) == 2) return run_pieces(count, panels);
     run_tiles<Gates>(*this, count, panels.first, panels.last, back);
   }
 
  private:
+  // Where weights from afar are used only twice, their way takes as long as the products. So the two tiles, or the
+  // halves of one, use a piece of them that stays in L1, and meanwhile each fetches a half of the next piece. With AVX2
+  // products take twice as long, and only halves wait for weights.
+  static constexpr bool has_pieces = !kept_small<T> && (registers == 32 ? Gates != 2 : in_halves<Gates>);
   // One of two tiles, or of halves, has at least half of the rows that are one tile.
   template <int R, int P>
   static constexpr bool knows_pieces =
-      Gates != 2 && full_panels<Gates> == P && 2 * R >= most_rows && fetches_ahead<T, Gates, R>;
+      has_pieces && full_panels<Gates> == P && 2 * R >= most_rows && fetches_ahead<T, Gates, R>;
 
-  // Where weights from afar are used only twice, their way takes as long as the products. So the two tiles, or the
-  // halves of one, use a piece of them that stays in L1, and meanwhile each fetches a half of the next piece.
   RNNFAST_NOINLINE void run_pieces(int64_t count, Range panels) const {
     constexpr int64_t full = full_panels<Gates>, most = (20 << 10) / (full * Gates * vector_bytes);
     const int64_t size = ceil_div(k_size, ceil_div(k_size, most));
