@@ -172,13 +172,9 @@ template <class T> struct Ahead {
   RNNFAST_INLINE void operator()(int64_t k) const { __builtin_prefetch(at + k * step, 0, 2); }
   RNNFAST_INLINE void advance(int64_t k) { at += k * step; }
 };
-// Two parts for every k, so far `apart`.
-template <class T> struct TwoAhead : Ahead<T> {
-  int64_t apart = 0;
-  RNNFAST_INLINE void operator()(int64_t k) const {
-    Ahead<T>::operator()(k);
-    __builtin_prefetch(this->at + k * this->step + apart, 0, 2);
-  }
+template <class T> struct TwoAhead {
+  Ahead<T> one, other;
+  RNNFAST_INLINE void operator()(int64_t k) const { one(k), other(k); }
 };
 struct Nothing {
   RNNFAST_INLINE void operator()(int64_t) const {}

@@ -167,17 +167,17 @@ template <int Gates, class T> struct Products {
     constexpr int64_t width = lanes<T>, line = 64 / sizeof(T);
     constexpr int64_t lines = ceil_div(P * Gates * vector_bytes, 64);  // for each k
     const int64_t next = back ? panel - P : panel + P, tile = tile_number<R>(row);
+    const Ahead<T> nothing{rows[row], 0};
     if (knows_pieces<R, P> && piece.size() < k_size) {
       const int64_t half = (tile + second_half) % 2;
       const int64_t k = piece.last < k_size ? panel * k_size + piece.last : (walk.has(next) ? next : panel) * k_size;
-      const T* at = packed + k * Gates * width;
-      if (P == 1) return {{at + half * piece.size() * 2 * line, 2 * line}, line};
-      return {{at + half * 2 * k_size * width, width}, k_size * width};
+      const T* at = packed + k * Gates * width + half * 2 * (P == 1 ? piece.size() * line : k_size * width);
+      const int64_t step = P == 1 ? 2 * line : width;
+      return {{at, step}, {at + (P == 1 ? line : k_size * width), step}};
     }
-    const TwoAhead<T> none{{rows[row], 0}};
-    if (second_half) return none;  // the first has fetched
-    if (!walk.has(next)) return from_afar ? TwoAhead<T>{{rows[row + R - 1] + k_size, R}} : none;
-    return {{packed + next * k_size * Gates * width + tile % lines * k_size * line, line}};
+    if (second_half) return {nothing, nothing};  // the first has fetched
+    if (!walk.has(next)) return {from_afar ? Ahead<T>{rows[row + R - 1] + k_size, R} : nothing, nothing};
+    return {{packed + next * k_size * Gates * width + tile % lines * k_size * line, line}, nothing};
   }
 
   // How often each weight is used.
