@@ -186,16 +186,22 @@ template <int Gates, class T> struct Products {
     return tiles == 1 && !fits(count, Gates) ? 2 : tiles;
   }
 
-  void run(int64_t count, Range panels) const {
+  // `weights`: how many there are in the panels that are gone over.
+  void run(int64_t count, Range panels, int64_t weights) {
+    const int64_t times = uses(count);
+    const bool fetches = reads_from_afar<T>(times, weights);
     if constexpr (has_pieces)
-      if (walk.size() > 0 && uses(count) == 2) return run_pieces(count, panels);
+      if (fetches &&
+          (times == 2 || (registers == 32 && count <= 20 && weights * static_cast<int64_t>(sizeof(T)) > 8 << 20)))
+        return run_pieces(count, panels);
+    if (!fetches) walk = {};
     run_tiles<Gates>(*this, count, panels.first, panels.last, back);
   }
 
  private:
-  // Where weights from afar are used only twice, their way takes as long as the products. So the two tiles, or the
-  // halves of one, use a piece of them that stays in L1, and meanwhile each fetches a half of the next piece. With AVX2
-  // products take twice as long, and only halves wait for weights.
+  // Where weights from afar are used only twice, or come from memory for few rows, their way takes as long as the
+  // products. So the tiles, or the halves of one, use a piece of them that stays in L1, and meanwhile each fetches a
+  // half of the next piece. With AVX2 products take twice as long, and only halves wait for weights.
   static constexpr bool has_pieces = !kept_small<T> && (registers == 32 ? Gates != 2 : in_halves<Gates>);
   // One of two tiles, or of halves, has at least half of the rows that are one tile.
   template <int R, int P>
@@ -389,8 +395,7 @@ template <class C, class T> struct Packed {
                                  Range panels) const {
     const bool has_tail = tail.packed && count > 1 && panels.last == n.panels && panels.size() > 0;
     const int64_t weights = products.walk.size() * (n.inputs + n.outputs) / 2 * C::gates * width;
-    if (!reads_from_afar<T>(products.uses(count), weights)) products.walk = {};
-    products.run(count, {panels.first, panels.last - has_tail});
+    products.run(count, {panels.first, panels.last - has_tail}, weights);
     if (has_tail) tail.multiply(products.rows, count, products.sums + (n.panels - 1) * products.panel_stride);
   }
 
