@@ -285,8 +285,8 @@ def test_a_row_does_not_depend_on_its_batch(isa: str, kind: str, dtype: str, lay
 
 @each_kind
 def test_a_row_of_a_wide_layer_does_not_depend_on_its_batch(isa: str, kind: str) -> None:
-    """Weights that many rows take in pieces in backward, and two tiles or the halves of one in forward, and three rows
-    as they are; 65 and 66 are one and two more than a set of rows."""
+    """Weights that many rows take in pieces in backward, two tiles or the halves of one in forward, and one row as they
+    are; 65 and 66 are one and two more than a set of rows."""
     H = {"lstm": 300, "gru": 360}.get(kind, 1100)
     problem = Problem(kind, "float32", 3, 66, 280, H)
     with exact_threads(1):
@@ -294,6 +294,21 @@ def test_a_row_of_a_wide_layer_does_not_depend_on_its_batch(isa: str, kind: str)
         for rows in (slice(4), slice(5), slice(10, 17), slice(12), slice(1, 66), slice(65, 66)):
             got = of_a_sequence(problem.results(**problem.rows(rows)), slice(None))
             assert_same_results(got, of_a_sequence(whole, rows), f"rows {rows}")
+
+
+@pytest.mark.parametrize(
+    ("cell", "inputs", "units"),
+    [("LSTM", 740, 740), ("GRU", 850, 850), ("RNN", 1470, 1470), ("LSTM", 0, 300), ("GRU", 0, 360), ("RNN", 0, 1100)],
+)
+@pytest.mark.parametrize("isa", FMA)
+def test_rows_do_not_depend_on_how_many_use_weights_from_afar(isa: str, cell: str, inputs: int, units: int) -> None:
+    """Up to 20 rows take weights of more than 16 MB in pieces; without inputs there are none of W."""
+    layer = getattr(rf, cell)(inputs, units, seed=0)
+    x = np.random.default_rng(0).standard_normal((2, 20, inputs), dtype="float32")
+    with rf.use_isa(isa), exact_threads(1):
+        alone = np.concatenate([layer(x[:, row : row + 1])[0] for row in range(20)], axis=1)
+        for rows in (4, 5, 7, 8, 9, 10, 12, 13, 16, 19, 20):
+            assert_same_bits(f"{rows} rows", layer(x[:, :rows])[0], alone[:, :rows])
 
 
 @pytest.mark.parametrize("isa", FMA)

@@ -305,7 +305,7 @@ template <class C, class T> class ForwardPass {
 
   int64_t time_of(const Layer& layer, int64_t s) const { return layer.reverse ? pass_.steps - 1 - s : s; }
 
-  bool goes_back(int64_t t) const { return (t & 1) != pass_.back; }  // see run_tiles
+  bool goes_back(int64_t t) const { return (t & 1) != pass_.back; }  // see for_groups
 
   // Of all rows and the gaps between parts.
   int64_t rows_size(int64_t panels) const { return pass_.batch * panels * width + gaps_; }

@@ -172,6 +172,7 @@ template <class T> struct Ahead {
   RNNFAST_INLINE void operator()(int64_t k) const { __builtin_prefetch(at + k * step, 0, 2); }
   RNNFAST_INLINE void advance(int64_t k) { at += k * step; }
 };
+// Two parts for every k.
 template <class T> struct TwoAhead {
   Ahead<T> one, other;
   RNNFAST_INLINE void operator()(int64_t k) const { one(k), other(k); }
@@ -416,15 +417,14 @@ template <class Map, class T> struct UnitSums {
     for (int64_t j = 0; j < sets; ++j) {
       const int64_t row = rows * j / sets, count = rows * (j + 1) / sets - row;
       set.da = da + row * row_stride, set.out = out + row;
-      for (int64_t panel = panels.first, group; panel < panels.last; panel += group) {
-        group = panel_group(panels.last - panel, full);
+      for_groups(panels.first, panels.last, full, false, [&](int64_t panel, int64_t group) {
         for (int64_t unit = 0; unit < units; unit = set.piece.units.last) {
           const int64_t end = group == full ? min(unit + most_units, units) : units;
           const int64_t next = end < units ? panel : panels.has(panel + group) ? panel + group : panels.first;
           set.piece = {{unit, end}, sums, weights + (next * units + end % units) * gates * width};
           run_rows<1>(set, count, panel, group);
         }
-      }
+      });
     }
   }
 };

@@ -121,7 +121,7 @@ template <int Gates, class T> struct Products {
   Range walk{};            // the panels whose weights are fetched ahead: all of the step, or none
   bool back = false;       // they are gone over from the last to the first
   bool from_afar = false;  // the rows, which are fetched ahead too
-  Range piece{0, k_size};  // of k: all, or see run_pieces
+  Range piece{0, k_size};  // of k: all, or as in run_pieces
 
   template <int R, int P> RNNFAST_INLINE void tile(int64_t panel, int64_t row) const {
     if constexpr (fits(R, P * Gates)) {
@@ -134,24 +134,26 @@ template <int Gates, class T> struct Products {
 
   template <class Map, int R, int P> RNNFAST_INLINE void gates_of_tile(int64_t panel, int64_t row) const {
     constexpr int count = Map::count, width = lanes<T>;
-    const int64_t first = knows_pieces<R, P> ? piece.first : 0;
+    const Range part = knows_pieces<R, P> ? piece : Range{0, k_size};
     vec<T> acc[R][P * count];
     const T *a[R], *b[P];
     T* out[P];
-    RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) a[r] = rows[row + r] + first;
+    RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r) a[r] = rows[row + r] + part.first;
     RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p) {
-      b[p] = packed + ((panel + p) * k_size + first) * Gates * width;
+      b[p] = packed + ((panel + p) * k_size + part.first) * Gates * width;
       out[p] = sums + (panel + p) * panel_stride + row * Gates * width;
     }
     RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
       RNNFAST_UNROLL_FOR (int j = 0; j < P * count; ++j) acc[r][j] = vec<T>{};
-    if (first > 0)
+    if (part.first > 0)
       RNNFAST_UNROLL_FOR (int p = 0; p < P; ++p)
         RNNFAST_UNROLL_FOR (int r = 0; r < R; ++r)
           RNNFAST_UNROLL_FOR (int g = 0; g < count; ++g)
             acc[r][p * count + g] = load(out[p] + (r * Gates + Map::at(g)) * width);
-    if constexpr (fetches_ahead<T, Gates, R>) {
-      accumulate<Map, 1, Gates, R, P, T>(acc, a, b, piece.size(), ahead<R, P>(panel, row, Map::at(0) > 0));
+    if constexpr (knows_pieces<R, P>) {
+      accumulate<Map, 1, Gates, R, P, T>(acc, a, b, part.size(), two_ahead<R, P>(panel, row, Map::at(0) > 0));
+    } else if constexpr (fetches_ahead<T, Gates, R> && Map::at(0) == 0) {  // once, where gates come in halves
+      accumulate<Map, 1, Gates, R, P, T>(acc, a, b, k_size, ahead<R, P>(panel, row));
     } else {
       accumulate<Map, 1, Gates, R, P, T>(acc, a, b, k_size);
     }
@@ -163,21 +165,23 @@ template <int Gates, class T> struct Products {
 
   // The weights of the next panels, or the next tile's rows. Not those of h: they are near, and behind the last may be
   // another thread's.
-  template <int R, int P> RNNFAST_INLINE TwoAhead<T> ahead(int64_t panel, int64_t row, bool second_half) const {
-    constexpr int64_t width = lanes<T>, line = 64 / sizeof(T);
-    constexpr int64_t lines = ceil_div(P * Gates * vector_bytes, 64);  // for each k
-    const int64_t next = back ? panel - P : panel + P, tile = tile_number<R>(row);
-    const Ahead<T> nothing{rows[row], 0};
-    if (knows_pieces<R, P> && piece.size() < k_size) {
-      const int64_t half = (tile + second_half) % 2;
-      const int64_t k = piece.last < k_size ? panel * k_size + piece.last : (walk.has(next) ? next : panel) * k_size;
-      const T* at = packed + k * Gates * width + half * 2 * (P == 1 ? piece.size() * line : k_size * width);
-      const int64_t step = P == 1 ? 2 * line : width;
-      return {{at, step}, {at + (P == 1 ? line : k_size * width), step}};
-    }
-    if (second_half) return {nothing, nothing};  // the first has fetched
-    if (!walk.has(next)) return {from_afar ? Ahead<T>{rows[row + R - 1] + k_size, R} : nothing, nothing};
-    return {{packed + next * k_size * Gates * width + tile % lines * k_size * line, line}, nothing};
+  template <int R, int P> RNNFAST_INLINE Ahead<T> ahead(int64_t panel, int64_t row) const {
+    const int64_t next = back ? panel - P : panel + P;
+    if (!walk.has(next)) return from_afar ? Ahead<T>{rows[row + R - 1] + k_size, R} : nothing(row);
+    return {packed + next * k_size * Gates * lanes<T> + tile_number<R>(row) % lines<P> * k_size * line, line};
+  }
+
+  // The same, or half of the next piece: of this panel, or the next one's first. Behind the last panel it is this
+  // one's, with which the next step begins.
+  template <int R, int P> RNNFAST_INLINE TwoAhead<T> two_ahead(int64_t panel, int64_t row, bool second_half) const {
+    if (piece.size() == k_size) return {second_half ? nothing(row) : ahead<R, P>(panel, row), nothing(row)};
+    constexpr int64_t each = ceil_div(lines<P>, 2);
+    const int64_t next = back ? panel - P : panel + P, half = (tile_number<R>(row) + second_half) % 2;
+    const int64_t k = piece.last < k_size ? panel * k_size + piece.last : (walk.has(next) ? next : panel) * k_size;
+    // Panels lie apart; of one panel a piece is contiguous.
+    const int64_t apart = P > 1 ? k_size * lanes<T> : line, step = P > 1 ? lanes<T> : each * line;
+    const T* at = packed + k * Gates * lanes<T> + half * each * (P > 1 ? apart : piece.size() * line);
+    return {{at, step}, each > 1 ? Ahead<T>{at + apart, step} : nothing(row)};
   }
 
   // How often each weight is used.
@@ -186,36 +190,40 @@ template <int Gates, class T> struct Products {
     return tiles == 1 && !fits(count, Gates) ? 2 : tiles;
   }
 
-  // `weights`: how many there are in the panels that are gone over.
+  // `weights`: the mean of W and U, of the panels in `walk`.
   void run(int64_t count, Range panels, int64_t weights) {
-    const int64_t times = uses(count);
+    const int64_t times = uses(count), bytes = weights * static_cast<int64_t>(sizeof(T));
     const bool fetches = reads_from_afar<T>(times, weights);
-    if constexpr (has_pieces)
-      if (fetches &&
-          (times == 2 || (registers == 32 && count <= 20 && weights * static_cast<int64_t>(sizeof(T)) > 8 << 20)))
-        return run_pieces(count, panels);
+    if constexpr (has_pieces) {
+      const bool few = times == 2 || (vector_bytes == 64 && count <= 20 && bytes > 8 << 20);
+      if (fetches && few && k_size > most_of_piece) return run_pieces(count, panels);
+    }
     if (!fetches) walk = {};
     run_tiles<Gates>(*this, count, panels.first, panels.last, back);
   }
 
  private:
+  static constexpr int64_t line = 64 / sizeof(T);
+  template <int P> static constexpr int64_t lines = ceil_div(P * Gates * vector_bytes, 64);  // for each k
+  Ahead<T> nothing(int64_t row) const { return {rows[row], 0}; }
+
   // Where weights from afar are used only twice, or come from memory for few rows, their way takes as long as the
   // products. So the tiles, or the halves of one, use a piece of them that stays in L1, and meanwhile each fetches a
-  // half of the next piece. With AVX2 products take twice as long, and only halves wait for weights.
-  static constexpr bool has_pieces = !kept_small<T> && (registers == 32 ? Gates != 2 : in_halves<Gates>);
-  // One of two tiles, or of halves, has at least half of the rows that are one tile.
+  // half of the next piece. With narrower vectors products take longer, and only LSTMs gain.
+  static constexpr bool has_pieces = !kept_small<T> && (vector_bytes == 64 ? Gates != 2 : Gates == 4);
+  static constexpr int64_t most_of_piece = (20 << 10) / (full_panels<Gates> * Gates * vector_bytes);
+  // One of several tiles, or of halves, has at least half of the rows that are one tile.
   template <int R, int P>
-  static constexpr bool knows_pieces =
-      has_pieces && full_panels<Gates> == P && 2 * R >= most_rows && fetches_ahead<T, Gates, R>;
+  static constexpr bool knows_pieces = has_pieces && full_panels<Gates> == P && 2 * R >= most_rows;
 
-  RNNFAST_NOINLINE void run_pieces(int64_t count, Range panels) const {
-    constexpr int64_t full = full_panels<Gates>, most = (20 << 10) / (full * Gates * vector_bytes);
-    const int64_t size = ceil_div(k_size, ceil_div(k_size, most));
-    Products some = *this;
+  RNNFAST_NOINLINE void run_pieces(int64_t count, Range panels) {
+    constexpr int64_t full = full_panels<Gates>;
+    static_assert(knows_pieces<(most_rows + 1) / 2, full> && knows_pieces<most_rows, full>);
     for_groups(panels.first, panels.last, full, back, [&](int64_t panel, int64_t group) {
-      for (int64_t k = 0; k < k_size; k = some.piece.last) {
-        some.piece = {k, group == full ? min(k + size, k_size) : k_size};
-        run_rows<Gates>(some, count, panel, group);
+      const int64_t pieces = group == full ? ceil_div(k_size, most_of_piece) : 1;
+      for (int64_t j = 0; j < pieces; ++j) {
+        piece = {k_size * j / pieces, k_size * (j + 1) / pieces};
+        run_rows<Gates>(*this, count, panel, group);
       }
     });
   }

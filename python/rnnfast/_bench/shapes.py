@@ -103,6 +103,7 @@ def training() -> list[Case]:
     grid = cases(CELLS, "train", TRAIN)
     grid += cases(CELLS, "train", [(100, 1, h, h) for h in (16, 32, 128, 256, 512)], "hidden")
     grid += cases(CELLS, "train", [(50, 32, h, h) for h in HIDDEN[:-1]], "hidden")
+    grid += cases(CELLS, "train", [(t, 8, 64, 128) for t in POWERS[3:]], "steps")
     grid += cases(CELLS, "train", [(20, b, 64, 128) for b in POWERS[:9]], "batch")
     grid += cases(CELLS, "train", [(25, b, 512, 512) for b in (32, 64, 128)], "large")
     return grid
