@@ -33,8 +33,10 @@ def times(*rounds: float) -> dict[str, Any]:
     return runner.aggregate([[seconds] * 4 for seconds in rounds])
 
 
-def entry(case: Case, threads: int = 1, **found: dict[str, Any]) -> dict[str, Any]:
-    shared = {"failed": {}, "errors": {}, "bitwise": True, "others": 0.0}
+def entry(
+    case: Case, threads: int = 1, moments: Sequence[dict[str, Any]] = (), **found: dict[str, Any]
+) -> dict[str, Any]:
+    shared = {"failed": {}, "errors": {}, "bitwise": True, "others": 0.0, "moments": list(moments)}
     return {"case": case.to_json(), "threads": threads, "times": found, **shared}
 
 
@@ -98,7 +100,7 @@ def test_run_of_rnnfast_alone(recorded: dict[str, Any]) -> None:
     assert [row.case for row in rows] == TINY
     assert all(0 < row.times["rnnfast"]["min"] <= row.ours for row in rows)
     assert all(row.bitwise and row.best is None and row.fraction > 0 for row in rows)
-    assert len(rows[0].times["rnnfast"]["rounds"]) >= 2
+    assert len(rows[0].times["rnnfast"]["rounds"]) == len(rows[0].bounds) >= 2
     assert recorded["absent"] == {}
     printed = text.report(recorded)
     assert "4,2,8,16" in printed and "GFLOP/s" in printed
@@ -143,6 +145,8 @@ class TakingTurns:
         self.name, self.threads, self.turns = name, 1, list(turns)
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        if do == "limits":
+            return {"peak": PEAK, "read": {}}
         assert do == "time"
         return {"samples": [self.turns.pop(0) if len(self.turns) > 1 else self.turns[0]] * 3}
 
@@ -209,11 +213,35 @@ def test_the_limit_is_that_of_what_binds() -> None:
     assert limit.bound(train).seconds == pytest.approx(3 * limit.bound(batch).seconds)
 
 
+def test_a_fraction_is_of_the_limit_of_the_moment() -> None:
+    case = Case("lstm", "forward", 10, 64, 512, 512)
+    best = case.operations / PEAK
+    slow, fast = {"peak": 0.5 * PEAK, "read": {}}, {"peak": PEAK, "read": {}}
+    turns = times(2.5 * best, 4 * best, 2 * best)
+    (row,) = summary.rows_of(invented(entry(case, rnnfast=turns, moments=[slow, slow, fast])))
+    assert row.fraction == pytest.approx(0.5)  # of 0.8, 0.5 and 0.5
+    assert row.at_best_rate == pytest.approx(2 * best)  # of 1.25, 2 and 2
+    (older,) = summary.rows_of(invented(entry(case, rnnfast=turns)))
+    assert (older.fraction, older.at_best_rate) == pytest.approx((0.5, 2.5 * best))
+    step = Case("gru", "step", 1, 1, 256, 256)
+    (share,) = limits.moment_sizes(step, 2)
+    assert share == step.weight_bytes // 2
+    moment = {"peak": PEAK, "read": {str(share): 2 * READ}}
+    (row,) = summary.rows_of(invented(entry(step, 2, rnnfast=times(step.weight_bytes / READ), moments=[moment])))
+    assert row.fraction == pytest.approx(0.5)
+    assert limits.moment_sizes(Case("lstm", "step", 1, 1, 2048, 2048), 1) == []  # it would be filled for long
+
+
 def test_gain_of_threads_is_compared_with_the_limits_gain() -> None:
     case = Case("lstm", "forward", 10, 64, 512, 512)
     rows = summary.rows_of(invented(entry(case, 1, rnnfast=times(2e-2)), entry(case, 2, rnnfast=times(1.25e-2))))
     (found,) = summary.scaling(rows)
     assert (found.speedup, found.limit, found.share) == pytest.approx((1.6, 2.0, 0.8))
+    # Where two cores are one for a time, the limit says so.
+    moments = [[{"peak": PEAK, "read": {}}], [{"peak": 1.6 * PEAK, "read": {}}]]
+    entries = [entry(case, n + 1, moments[n], rnnfast=times(2e-2 / (1 + n))) for n in (0, 1)]
+    (found,) = summary.scaling(summary.rows_of(invented(*entries)))
+    assert (found.speedup, found.limit) == pytest.approx((2.0, 1.6))
 
 
 def test_cost_of_doubling() -> None:

@@ -622,6 +622,10 @@ template <class C, class T> class ForwardPass {
         if (C::has_c) store<T>(c + row[j].b * width, next.c.of[j]);
       }
       x_part += N * C::gates * width, h_part += N * C::gates * width;
+      // Sums over x of a block of steps come from L2 or beyond, and are waited for before anything else can begin.
+      if (vector_bytes == 64 && N > 1 && C::gates > 1)
+        RNNFAST_UNROLL_FOR (int j = 0; j < N * C::gates * width; j += 64 / static_cast<int>(sizeof(T)))
+          __builtin_prefetch(x_part + N * C::gates * width + j);
       if (!saved_part) return;
       RNNFAST_UNROLL_FOR (int j = 0; j < N; ++j)
         RNNFAST_UNROLL_FOR (int i = 0; i < C::saved; ++i)

@@ -17,6 +17,7 @@ QUICK_SIZES = SIZES[::2]
 FLOAT = 4
 BURSTS = 5
 LARGE, LARGE_BURSTS = 32 << 20, 2  # bytes; filling such buffers takes longer than reading them
+MOMENT_SECONDS, MOMENT_BYTES = 2e-3, 4 << 20  # for each rate that is measured beside a turn, and of its buffer
 
 
 def cache_sizes() -> dict[str, int]:
@@ -99,6 +100,12 @@ def parts(case: Case) -> Iterator[Part]:
             yield Part(1, 2.0 * steps * batch * rows * (2 * width + hidden), 0.0, 0.0)
 
 
+def moment_sizes(case: Case, threads: int) -> list[int]:
+    """What each thread reads again and again, as far as a buffer of that size is filled in little time."""
+    sizes = {int(part.resident / threads) for part in parts(case) if part.bytes}
+    return sorted(size for size in sizes if size <= MOMENT_BYTES)
+
+
 class Limits:
     """The best of all measurements of one run with one number of threads.
 
@@ -129,6 +136,11 @@ class Limits:
             below = size
         found["memory"] = self.read[max(self.read)]
         return found
+
+    def at(self, moment: dict[str, Any]) -> Limits:
+        """The same with the rates of one moment, as far as they were measured then."""
+        then = {int(size): rate for size, rate in moment["read"].items()}
+        return Limits(self.threads, [{"peak": moment["peak"], "read": {**self.read, **then}}])
 
     def bound(self, case: Case) -> Bound:
         total = arithmetic = at_peak = 0.0

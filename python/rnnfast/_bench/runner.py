@@ -190,6 +190,7 @@ class Run:
     bitwise: bool = True
     others: float = 0.0  # cores that other programs kept busy meanwhile
     samples: dict[tuple[str, int], list[list[float]]] = field(default_factory=dict)
+    moments: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # the machine's rates beside our turns
 
     def prepare(self, processes: Sequence[Process]) -> list[Process]:
         """Returns those that agree with rnnfast's first process, which comes first."""
@@ -233,6 +234,8 @@ class Run:
                 time.sleep(self.plan.gap)
                 try:
                     samples = self.turn(process, warming=not number)
+                    if number and process.name == "rnnfast":
+                        self.moments.setdefault(process.threads, []).append(self.rates(process))
                 except Failure as failure:
                     self.failed[process.name, process.threads] = str(failure)
                     self.samples.pop((process.name, process.threads), None)
@@ -260,6 +263,10 @@ class Run:
         samples: list[float] = reply["samples"]
         return samples
 
+    def rates(self, process: Process) -> dict[str, Any]:
+        sizes = limits.moment_sizes(self.case, process.threads)
+        return process.ask("limits", seconds=limits.MOMENT_SECONDS, sizes=sizes)
+
     def entries(self) -> Iterable[dict[str, Any]]:
         for threads in self.plan.threads:
             yield {
@@ -270,6 +277,7 @@ class Run:
                 "errors": self.errors,
                 "bitwise": self.bitwise,
                 "others": self.others,
+                "moments": self.moments.get(threads, []),
             }
 
 
@@ -284,6 +292,7 @@ def aggregate(rounds: list[list[float]]) -> dict[str, Any]:
         "p99": p99,
         "samples": len(samples),
         "rounds": [statistics.median(r) for r in rounds],
+        "best": [min(r) for r in rounds],
     }
 
 

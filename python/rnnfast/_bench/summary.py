@@ -31,6 +31,7 @@ class Row:
     errors: dict[str, float]
     bitwise: bool
     others: float
+    bounds: Sequence[Bound] = ()  # with the rates that were measured beside each of our turns
 
     @property
     def regime(self) -> str:
@@ -40,6 +41,13 @@ class Row:
     @property
     def ours(self) -> float:
         return float(self.times["rnnfast"]["median"])
+
+    @property
+    def at_best_rate(self) -> float:
+        """What it would take at the run's best rate of multiply-adds: minutes lie between the cases of a curve."""
+        turns = zip(self.bounds, self.times["rnnfast"]["rounds"], strict=True) if self.bounds else ()
+        shares = [seconds / bound.at_peak for bound, seconds in turns]
+        return statistics.median(shares) * self.bound.at_peak if shares else self.ours
 
     def ratio(self, name: str) -> float:
         """The median over the rounds: in each, contestants run within a second, so that drift cancels."""
@@ -70,8 +78,14 @@ class Row:
 
     @property
     def fraction(self) -> float:
-        """Of the limit. Of the least time, because the limit is the best that was measured, too."""
-        return self.bound.seconds / float(self.times["rnnfast"]["min"])
+        """Of the limit of the moment: the least time of a turn beside the best rates of then, the median of the turns.
+
+        Older records have the best rates of the whole run alone, to which the least time of all belongs.
+        """
+        if not self.bounds:
+            return self.bound.seconds / float(self.times["rnnfast"]["min"])
+        turns = zip(self.bounds, self.times["rnnfast"]["best"], strict=True)
+        return float(statistics.median(bound.seconds / least for bound, least in turns))
 
 
 def limits_of(document: dict[str, Any]) -> dict[int, Limits]:
@@ -84,17 +98,18 @@ def rows_of(document: dict[str, Any]) -> list[Row]:
     for entry in document["results"]:
         if "rnnfast" not in entry["times"]:
             continue
-        case = Case.from_json(entry["case"])
+        case, limit = Case.from_json(entry["case"]), limits[entry["threads"]]
         rows.append(
             Row(
                 case,
                 entry["threads"],
                 entry["times"],
                 entry["failed"],
-                limits[entry["threads"]].bound(case),
+                limit.bound(case),
                 entry["errors"],
                 entry["bitwise"],
                 entry["others"],
+                [limit.at(moment).bound(case) for moment in entry.get("moments", [])],
             )
         )
     return rows
@@ -189,7 +204,8 @@ def scaling(rows: Sequence[Row]) -> list[Scaling]:
             one = single[row.case.key]
             pairs = zip(one.times["rnnfast"]["rounds"], row.times["rnnfast"]["rounds"], strict=False)
             speedup = statistics.median(a / b for a, b in pairs)
-            found.append(Scaling(row, speedup, one.bound.seconds / row.bound.seconds))
+            bounds = list(zip(one.bounds, row.bounds, strict=False)) or [(one.bound, row.bound)]
+            found.append(Scaling(row, speedup, statistics.median(a.seconds / b.seconds for a, b in bounds)))
     return sorted(found, key=lambda s: s.share)
 
 
@@ -211,7 +227,7 @@ def growth(rows: Iterable[Row]) -> list[Growth]:
     found = []
     for (name, group, threads), curve in curves.items():
         sized = sorted(
-            (row.case.steps if group == "steps" else row.case.batch, row.ours, row.case.shape) for row in curve
+            (row.case.steps if group == "steps" else row.case.batch, row.at_best_rate, row.case.shape) for row in curve
         )
         pairs = [
             (after / before, shape)
