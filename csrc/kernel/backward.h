@@ -926,27 +926,37 @@ template <class C, class T> class BackwardPass {
     sums.run(rows.size(), panels);
   }
 
-  // x and h_prev of the block as tiles of `height` inputs, row after row: what the weight products broadcast.
+  // x and h_prev of the block as tiles of `height` inputs, row after row: what the weight products broadcast. Some rows
+  // at a time, while the next ones are fetched, unless they are computed in the one line that there is for that.
   void pack_operands(const Layer& layer, const Scratch& scratch, const Team& team, int64_t count) const {
+    constexpr int64_t most = 4;
+    const T *x[2 * most], *h[2 * most];
+    const T* const mask = layer.options.recurrent_mask;
+    const int64_t together = mask || splits() || projects() ? 1 : most;
     const Range own = share(count, team.rank, team.size);
-    for (int64_t k = own.first; k < own.last; ++k) {
-      const Row& row = scratch.rows[k];
-      if (layer.gradients->weight_ih)
-        pack_row<full_rows<C::gates>>(layer.x.at(row.t, row.b), layer.n.inputs, scratch.x, k);
+    for (int64_t k = own.first; k < own.last; k += together) {
+      const int64_t some = min(together, own.last - k);
+      for (int64_t r = 0; r < 2 * some; ++r) {
+        const Row& row = scratch.rows[min(k + r, own.last - 1)];
+        x[r] = layer.x.at(row.t, row.b), h[r] = row.h_before;
+      }
+      if (layer.gradients->weight_ih) pack_rows<full_rows<C::gates>>(x, x + some, some, layer.n.inputs, scratch.x, k);
       if (!layer.gradients->weight_hh && !projects()) continue;
-      const T* h = row.h_before;
-      if (layer.options.recurrent_mask) {
-        const T* mask = layer.options.recurrent_mask + row.b * layer.n.outputs;
-        for (int64_t j = 0; j < layer.n.outputs; ++j) scratch.line[j] = h[j] * mask[j];
-        h = scratch.line;
+      const Row& row = scratch.rows[k];
+      if (mask) {
+        for (int64_t j = 0; j < layer.n.outputs; ++j) scratch.line[j] = h[0][j] * mask[row.b * layer.n.outputs + j];
+        h[0] = scratch.line;
       }
       if (splits()) {
-        pack_row<full_rows<2>>(h, layer.n.outputs, scratch.h_prev, k);
-        pack_row<full_rows<1>>(reset_line(layer, scratch, row, h), layer.n.units, scratch.reset_h, k);
+        pack_rows<full_rows<2>>(h, h, 1, layer.n.outputs, scratch.h_prev, k);
+        h[0] = reset_line(layer, scratch, row, h[0]);
+        pack_rows<full_rows<1>>(h, h, 1, layer.n.units, scratch.reset_h, k);
       } else {
-        pack_row<full_rows<C::gates>>(h, layer.n.outputs, scratch.h_prev, k);
+        pack_rows<full_rows<C::gates>>(h, h + some, some, layer.n.outputs, scratch.h_prev, k);
       }
-      if (projects()) pack_row<full_rows<1>>(unprojected_line(layer, scratch, row), layer.n.units, scratch.m, k);
+      if (!projects()) continue;
+      h[0] = unprojected_line(layer, scratch, row);
+      pack_rows<full_rows<1>>(h, h, 1, layer.n.units, scratch.m, k);
     }
   }
 
@@ -975,11 +985,17 @@ template <class C, class T> class BackwardPass {
     return scratch.line;
   }
 
-  template <int Height> void pack_row(const T* row, int64_t size, T* packed, int64_t k) const {
+  template <int Height>
+  void pack_rows(const T* const* rows, const T* const* next, int64_t count, int64_t size, T* packed, int64_t k) const {
     T* to = packed + k * Height;
     int64_t j = 0;
-    for (; j + Height <= size; j += Height, to += block_rows_ * Height) memcpy(to, row + j, Height * sizeof(T));
-    for (int64_t i = 0; j + i < size; ++i) to[i] = row[j + i];
+    for (; j + Height <= size; j += Height, to += block_rows_ * Height)
+      for (int64_t r = 0; r < count; ++r) {
+        memcpy(to + r * Height, rows[r] + j, Height * sizeof(T));
+        __builtin_prefetch(next[r] + j);
+      }
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t i = 0; j + i < size; ++i) to[r * Height + i] = rows[r][j + i];
   }
 
   // Whether the weight gradients are one block's, and of so few rows that packing would take longer than the products.
