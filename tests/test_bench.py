@@ -223,13 +223,20 @@ def test_a_fraction_is_of_the_limit_of_the_moment() -> None:
     assert row.at_best_rate == pytest.approx(2 * best)  # of 1.25, 2 and 2
     (older,) = summary.rows_of(invented(entry(case, rnnfast=turns)))
     assert (older.fraction, older.at_best_rate) == pytest.approx((0.5, 2.5 * best))
+
+
+def test_reading_is_measured_beside_a_turn_where_a_buffer_is_filled_in_little_time() -> None:
     step = Case("gru", "step", 1, 1, 256, 256)
     (share,) = limits.moment_sizes(step, 2)
     assert share == step.weight_bytes // 2
     moment = {"peak": PEAK, "read": {str(share): 2 * READ}}
     (row,) = summary.rows_of(invented(entry(step, 2, rnnfast=times(step.weight_bytes / READ), moments=[moment])))
     assert row.fraction == pytest.approx(0.5)
-    assert limits.moment_sizes(Case("lstm", "step", 1, 1, 2048, 2048), 1) == []  # it would be filled for long
+    large = Case("lstm", "step", 1, 1, 2048, 2048)
+    assert limits.moment_sizes(large, 1) == []
+    turns, moments = times(*(n * large.weight_bytes / READ for n in (2, 3, 4))), [{"peak": PEAK, "read": {}}] * 3
+    (row,) = summary.rows_of(invented(entry(large, rnnfast=turns, moments=moments)))
+    assert row.fraction == pytest.approx(0.5)  # of the least time of all
 
 
 def test_gain_of_threads_is_compared_with_the_limits_gain() -> None:

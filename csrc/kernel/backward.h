@@ -940,7 +940,7 @@ template <class C, class T> class BackwardPass {
         const Row& row = scratch.rows[min(k + r, own.last - 1)];
         x[r] = layer.x.at(row.t, row.b), h[r] = row.h_before;
       }
-      if (layer.gradients->weight_ih) pack_rows<full_rows<C::gates>>(x, x + some, some, layer.n.inputs, scratch.x, k);
+      if (layer.gradients->weight_ih) pack_rows<full_rows<C::gates>>(x, some, layer.n.inputs, scratch.x, k);
       if (!layer.gradients->weight_hh && !projects()) continue;
       const Row& row = scratch.rows[k];
       if (mask) {
@@ -948,15 +948,15 @@ template <class C, class T> class BackwardPass {
         h[0] = scratch.line;
       }
       if (splits()) {
-        pack_rows<full_rows<2>>(h, h, 1, layer.n.outputs, scratch.h_prev, k);
+        pack_rows<full_rows<2>>(h, 1, layer.n.outputs, scratch.h_prev, k);
         h[0] = reset_line(layer, scratch, row, h[0]);
-        pack_rows<full_rows<1>>(h, h, 1, layer.n.units, scratch.reset_h, k);
+        pack_rows<full_rows<1>>(h, 1, layer.n.units, scratch.reset_h, k);
       } else {
-        pack_rows<full_rows<C::gates>>(h, h + some, some, layer.n.outputs, scratch.h_prev, k);
+        pack_rows<full_rows<C::gates>>(h, some, layer.n.outputs, scratch.h_prev, k);
       }
       if (!projects()) continue;
       h[0] = unprojected_line(layer, scratch, row);
-      pack_rows<full_rows<1>>(h, h, 1, layer.n.units, scratch.m, k);
+      pack_rows<full_rows<1>>(h, 1, layer.n.units, scratch.m, k);
     }
   }
 
@@ -985,14 +985,14 @@ template <class C, class T> class BackwardPass {
     return scratch.line;
   }
 
-  template <int Height>
-  void pack_rows(const T* const* rows, const T* const* next, int64_t count, int64_t size, T* packed, int64_t k) const {
+  // As many rows behind them are fetched meanwhile.
+  template <int Height> void pack_rows(const T* const* rows, int64_t count, int64_t size, T* packed, int64_t k) const {
     T* to = packed + k * Height;
     int64_t j = 0;
     for (; j + Height <= size; j += Height, to += block_rows_ * Height)
       for (int64_t r = 0; r < count; ++r) {
         memcpy(to + r * Height, rows[r] + j, Height * sizeof(T));
-        __builtin_prefetch(next[r] + j);
+        __builtin_prefetch(rows[count + r] + j);
       }
     for (int64_t r = 0; r < count; ++r)
       for (int64_t i = 0; j + i < size; ++i) to[r * Height + i] = rows[r][j + i];

@@ -167,13 +167,13 @@ def of_overhead(rows: Sequence[Row]) -> list[Verdict]:
 def of_arithmetic(rows: Sequence[Row]) -> list[Verdict]:
     """What a small LSTM's step takes beyond one with H 1, beside its multiply-adds at the peak rate of one thread."""
     steps = [row for row in rows if row.threads == 1 and row.regime == "step" and row.case.cell == "lstm"]
-    calls = [row.ours for row in steps if row.case.hidden_size == 1]
+    calls = [row.at_best_rate for row in steps if row.case.hidden_size == 1]
     wanted = {16: 0.33, 32: 0.5, 64: 0.44} if calls else {}
     found = []
     for row in steps:
         h, least = row.case.hidden_size, row.bound.at_peak
         if row.case.input_size == h in wanted:
-            value = least / max(row.ours - min(calls), least)
+            value = least / max(row.at_best_rate - min(calls), least)
             name = f"step, H {h}, lstm: of the FMA peak, without what a call costs"
             note = f"{row.fraction:.2f} of the limit, {row.bound.name}"
             found.append(Verdict(name, 1, value, wanted[h], 1, value >= wanted[h], note))

@@ -17,7 +17,8 @@ QUICK_SIZES = SIZES[::2]
 FLOAT = 4
 BURSTS = 5
 LARGE, LARGE_BURSTS = 32 << 20, 2  # bytes; filling such buffers takes longer than reading them
-MOMENT_SECONDS, MOMENT_BYTES = 2e-3, 4 << 20  # for each rate that is measured beside a turn, and of its buffer
+MOMENT_SECONDS = 2e-3  # beside a turn: for one rate, with one instruction set
+MOMENT_BYTES = 4 << 20  # of the largest buffer then
 
 
 def cache_sizes() -> dict[str, int]:
@@ -102,8 +103,11 @@ def parts(case: Case) -> Iterator[Part]:
 
 def moment_sizes(case: Case, threads: int) -> list[int]:
     """What each thread reads again and again, as far as a buffer of that size is filled in little time."""
-    sizes = {int(part.resident / threads) for part in parts(case) if part.bytes}
-    return sorted(size for size in sizes if size <= MOMENT_BYTES)
+    return sorted(size for size in sizes_read(case, threads) if size <= MOMENT_BYTES)
+
+
+def sizes_read(case: Case, threads: int) -> set[int]:
+    return {int(part.resident / threads) for part in parts(case) if part.bytes}
 
 
 class Limits:

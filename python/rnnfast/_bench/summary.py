@@ -12,7 +12,7 @@ from typing import Any
 
 from .cases import CELLS, REGIMES, Case, regime
 from .contestants import OURS
-from .limits import Bound, Limits
+from .limits import MOMENT_BYTES, Bound, Limits, sizes_read
 
 NEAR_LIMIT = 0.9  # a fraction of the limit from which on the machine is the answer
 BUSY = 0.1  # cores used by other programs, from which on a measurement is doubtful
@@ -45,9 +45,10 @@ class Row:
     @property
     def at_best_rate(self) -> float:
         """What it would take at the run's best rate of multiply-adds: minutes lie between the cases of a curve."""
-        turns = zip(self.bounds, self.times["rnnfast"]["rounds"], strict=True) if self.bounds else ()
-        shares = [seconds / bound.at_peak for bound, seconds in turns]
-        return statistics.median(shares) * self.bound.at_peak if shares else self.ours
+        if not self.bounds:
+            return self.ours
+        turns = zip(self.bounds, self.times["rnnfast"]["rounds"], strict=True)
+        return float(statistics.median(s / bound.at_peak for bound, s in turns)) * self.bound.at_peak
 
     def ratio(self, name: str) -> float:
         """The median over the rounds: in each, contestants run within a second, so that drift cancels."""
@@ -80,9 +81,11 @@ class Row:
     def fraction(self) -> float:
         """Of the limit of the moment: the least time of a turn beside the best rates of then, the median of the turns.
 
-        Older records have the best rates of the whole run alone, to which the least time of all belongs.
+        Older records, and reading more than was read then, have the best rates of the whole run alone, to which the
+        least time of all belongs.
         """
-        if not self.bounds:
+        far = self.bound.name == "reading" and max(sizes_read(self.case, self.threads)) > MOMENT_BYTES
+        if not self.bounds or far:
             return self.bound.seconds / float(self.times["rnnfast"]["min"])
         turns = zip(self.bounds, self.times["rnnfast"]["best"], strict=True)
         return float(statistics.median(bound.seconds / least for bound, least in turns))
