@@ -77,6 +77,28 @@ def test_random_shapes_are_bounded_and_always_the_same() -> None:
     assert all(case.operations <= shapes.RANDOM_OPERATIONS for case in grid)
 
 
+@pytest.mark.parametrize("key", ["lstm forward 203,119,803,96", "gru step 1,1,24,24 x2", "rnn train 5,4,3,2 x3 bi"])
+def test_a_case_can_be_named(key: str) -> None:
+    assert shapes.named(key).key == key
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "lstm", "lstm forward", "lstm forward 1,2,3", "mlp forward 1,2,3,4", "gru call 1,2,3,4", "gru step 2,1,3,4"]
+    + [
+        "rnn forward 1,2,3,0",
+        "rnn forward 1,2,3,x",
+        "rnn step 1,1,3,4 bi",
+        "rnn forward 1,2,3,4 x1",
+        "rnn train 1,2,3,4 by",
+    ],
+)
+def test_what_names_no_case_is_refused_with_an_example(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--shape", text])
+    assert "is not like 'lstm forward 100,1,64,64'" in capsys.readouterr().err
+
+
 def test_a_quick_run_has_cases_of_every_regime_of_the_grid() -> None:
     grid = shapes.unique(shapes.default())
     few = shapes.thinned(grid, 21, 1e9)
@@ -265,6 +287,36 @@ def test_arithmetic_of_a_small_step_is_what_it_takes_beyond_a_call() -> None:
         rows = summary.rows_of(invented(entry(call, rnnfast=times(1e-7)), entry(small, rnnfast=times(1e-7 + beyond))))
         (found,) = goals.of_arithmetic(rows)
         assert (found.value, found.wanted) == (pytest.approx(share), 0.33)
+
+
+def test_cases_below_a_goal_are_listed_even_if_their_mean_reaches_it() -> None:
+    good, bad = (Case("lstm", "forward", 50, 64, h, h) for h in (256, 512))
+    found = [entry(c, rnnfast=times(1.0), openvino=times(seconds)) for c, seconds in ((good, 1.5), (bad, 1.01))]
+    document = invented(*found)
+    verdicts = {v.goal: v for v in goals.verdicts(summary.rows_of(document))}
+    large = verdicts["forward, large batch, lstm: best peer"]
+    assert large.met
+    assert [(row.case, value) for row, value in large.below] == [(bad, pytest.approx(1.01))]
+    assert any("1.01" in line and bad.key in line for line in text.report(document).splitlines())
+
+
+def test_goal_beside_other_pools_is_of_the_default_and_the_worst() -> None:
+    shared = {"partner": "numpy", "threads": 2, "title": "x"}
+    entries = [{**shared, "backend": b, "cost": c} for b, c in (("default", 1.1), ("default", 1.6), ("pool", 9.0))]
+    (found,) = goals.of_mixed([*entries, {**shared, "backend": "default", "failed": "why"}])
+    assert (found.met, found.value, found.count) == (False, pytest.approx(1.25 / 1.6), 2)
+
+
+def test_loops_beside_another_pool() -> None:
+    document = runner.new_document("", PLAN, "mixed")
+    runner.run_mixed(PLAN, [cases.Mixed("numpy", 16, TINY[0])], document, lambda items: items)
+    assert [(e["backend"], e["used"]) for e in document["mixed"]] == [
+        ("default", "pool"),
+        ("openmp", "openmp"),
+        ("pool", "pool"),
+    ]
+    assert all(e["cost"] > 0 and e["pair"] > 0 for e in document["mixed"])
+    assert "pipelines in one process" in text.report(document)
 
 
 # --- reports ---

@@ -31,6 +31,16 @@ def thread_numbers(value: str) -> tuple[int, ...]:
     return numbers
 
 
+def shape(value: str) -> Case:
+    try:
+        return shapes.named(value)
+    except ValueError:
+        message = (
+            f"{value!r} is not like 'lstm forward 100,1,64,64': cell, kind of call, T,B,I,H, and x2 for 2 layers, bi"
+        )
+        raise argparse.ArgumentTypeError(message) from None
+
+
 thread_numbers.__name__ = "list of thread numbers"  # what argparse calls it in its message
 
 
@@ -68,6 +78,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"one or more, with commas, of {', '.join([*shapes.GRIDS, 'mixed'])}; default: default",
     )
     parser.add_argument("--random", type=int, metavar="N", help="N random shapes, in place of a grid or besides --grid")
+    parser.add_argument(
+        "--shape",
+        type=shape,
+        action="append",
+        default=[],
+        metavar="'CELL MODE T,B,I,H'",
+        help="one case, in place of a grid or besides --grid; may be repeated",
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the random shapes; default: 1")
     parser.add_argument("--threads", type=thread_numbers, default=(1,), metavar="N[,N]", help="default: 1")
     parser.add_argument(
@@ -109,9 +127,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_cases(options: argparse.Namespace, plan: runner.Plan) -> list[Case]:
-    grids = options.grid if options.grid is not None else [] if options.random else ["default"]
+    grids = options.grid if options.grid is not None else [] if options.random or options.shape else ["default"]
     grid = [case for name in grids if name != "mixed" for case in shapes.GRIDS[name]()]
     grid += shapes.drawn(options.random, options.seed) if options.random else []
+    grid += options.shape
     grid = [case for case in shapes.unique(grid) if case.cell in options.cell]
     if options.mode:
         grid = [case for case in grid if case.mode in options.mode]

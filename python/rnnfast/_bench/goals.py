@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .summary import NEAR_LIMIT, Row, geometric_mean, growth, scaling
 
@@ -19,6 +20,7 @@ class Verdict:
     count: int
     met: bool
     note: str = ""
+    below: tuple[tuple[Row, float], ...] = ()  # the cases that miss it, and by themselves, even if the mean reaches it
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,14 @@ class Goal:
             return None
         mean = geometric_mean([value for _, value in values])
         met = mean >= self.at_least
-        below = [row for row, value in values if value < self.at_least and row.fraction >= NEAR_LIMIT]
-        note = f"{len(below)} below it, but at >= {NEAR_LIMIT:g} of the limit" if below and not met else ""
+        below = tuple(
+            sorted(((row, value) for row, value in values if value < self.at_least), key=lambda case: case[1])
+        )
+        near = sum(row.fraction >= NEAR_LIMIT for row, _ in below)
+        note = f"{near} of {len(below)} below it are at {NEAR_LIMIT:g} of the limit or more" if near and not met else ""
         against = {"limit": "of the limit", "best": "best peer"}.get(self.against, self.against)
-        return Verdict(f"{self.name}, {self.cell}: {against}", threads, mean, self.at_least, len(values), met, note)
+        name = f"{self.name}, {self.cell}: {against}"
+        return Verdict(name, threads, mean, self.at_least, len(values), met, note, below)
 
 
 def in_regime(name: str, low: int = 0, high: int = 1 << 30) -> Choice:
@@ -92,7 +98,7 @@ def all_goals() -> list[Goal]:
     return goals
 
 
-def verdicts(rows: Sequence[Row]) -> list[Verdict]:
+def verdicts(rows: Sequence[Row], mixed: Sequence[dict[str, Any]] = ()) -> list[Verdict]:
     """What was missed first, the furthest first."""
     found = []
     for goal in all_goals():
@@ -101,7 +107,7 @@ def verdicts(rows: Sequence[Row]) -> list[Verdict]:
             if verdict is not None:
                 found.append(verdict)
     found += never_slower(rows) + on_cold_caches(rows) + of_threads(rows) + of_growth(rows)
-    found += of_overhead(rows) + of_arithmetic(rows)
+    found += of_overhead(rows) + of_arithmetic(rows) + of_mixed(mixed)
     return sorted(found, key=lambda v: (v.met, v.value / v.wanted if v.wanted else 0.0))
 
 
@@ -161,6 +167,19 @@ def of_overhead(rows: Sequence[Row]) -> list[Verdict]:
         if row.case.group.startswith("overhead"):
             name, value = f"a step of {row.case.cell} with H 1: 0.7 us / time", 0.7e-6 / row.ours
             found.append(Verdict(name, row.threads, value, 1.0, 1, value >= 1, f"{row.ours * 1e6:.2f} us"))
+    return found
+
+
+def of_mixed(entries: Sequence[dict[str, Any]]) -> list[Verdict]:
+    """Of loops beside another pool, with the backend that is used where nobody chooses."""
+    found = []
+    for partner in dict.fromkeys(entry["partner"] for entry in entries):
+        mine = [e for e in entries if e["partner"] == partner and e["backend"] == "default" and "cost" in e]
+        if mine:
+            worst = max(mine, key=lambda e: float(e["cost"]))
+            name, value = f"beside {partner}'s threads: 1.25 / cost", 1.25 / worst["cost"]
+            note = f"{worst['cost']:.2f} at {worst['title']}"
+            found.append(Verdict(name, worst["threads"], value, 1.0, len(mine), value >= 1, note))
     return found
 
 

@@ -287,7 +287,22 @@ def all_plots(
                 "roofline": roofline(rows, limits[threads]),
                 "hidden-step": curves(rows, threads, "hidden", "step", hidden, ("H = I", "One step, batch 1")),
                 "hidden-sequence": curves(rows, threads, "hidden", "forward", hidden, ("H = I", "50 steps, batch 1")),
-                "hidden-train": curves(rows, threads, "hidden", "train", hidden, ("H = I", "Training")),
+                "hidden-train": curves(
+                    [row for row in rows if row.case.batch == 1],
+                    threads,
+                    "hidden",
+                    "train",
+                    hidden,
+                    ("H = I", "Training, 100 steps, batch 1"),
+                ),
+                "hidden-train-batch": curves(
+                    [row for row in rows if row.case.batch > 1],
+                    threads,
+                    "hidden",
+                    "train",
+                    hidden,
+                    ("H = I", "Training, 50 steps, batch 32"),
+                ),
                 "steps": curves(
                     rows,
                     threads,
@@ -295,6 +310,14 @@ def all_plots(
                     "forward",
                     lambda row: row.case.steps,
                     ("T", "Longer sequences: B 8, I 64, H 128"),
+                ),
+                "steps-train": curves(
+                    rows,
+                    threads,
+                    "steps",
+                    "train",
+                    lambda row: row.case.steps,
+                    ("T", "Training with longer sequences: B 8, I 64, H 128"),
                 ),
                 "batch": curves(
                     rows,

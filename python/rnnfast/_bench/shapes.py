@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .cases import CELLS, Case, Mixed, regime
+from .cases import CELLS, MODES, Case, Mixed, regime
 
 Shape = tuple[int, int, int, int]
 
@@ -119,6 +119,8 @@ def mixed() -> list[Mixed]:
         (464, Case("lstm", "train", 20, 16, 64, 128)),
         (1000, Case("lstm", "forward", 50, 32, 256, 256)),
         (1000, Case("lstm", "train", 20, 32, 128, 256)),
+        (1000, Case("lstm", "forward", 64, 64, 256, 256)),
+        (1000, Case("lstm", "train", 40, 32, 256, 256)),
     ]
     return [Mixed(partner, size, case) for partner in ("numpy", "torch") for size, case in pairs]
 
@@ -144,6 +146,19 @@ GRIDS: dict[str, Callable[[], list[Case]]] = {
     "streaming": streaming,
     "training": training,
 }
+
+
+def named(text: str) -> Case:
+    """The case of a key: "lstm forward 203,119,803,96", with " x2" for two layers and " bi" for both directions."""
+    cell, mode, shape, *extras = text.split()
+    steps, batch, inputs, hidden = (int(part) for part in shape.split(","))
+    layers = [int(extra[1:]) for extra in extras if extra.startswith("x")] or [1]
+    case = Case(cell, mode, steps, batch, inputs, hidden, layers[0], "bi" in extras, group="chosen")
+    possible = min(steps, batch, inputs, hidden, layers[0]) >= 1
+    possible &= not case.streams or (case.steps == 1 and not case.bidirectional)
+    if case.key != text or cell not in CELLS or mode not in MODES or not possible:
+        raise ValueError(text)
+    return case
 
 
 def unique(grid: Iterable[Case]) -> list[Case]:

@@ -92,8 +92,8 @@ def limit_lines(limits: dict[int, Limits]) -> Iterator[str]:
         yield f"limits, {threads} thread{'s' if threads > 1 else ''}: {peak}; reading, GB/s: {levels}"
 
 
-def goal_lines(rows: Sequence[Row]) -> Iterator[str]:
-    found = verdicts(rows)
+def goal_lines(rows: Sequence[Row], mixed: Sequence[dict[str, Any]]) -> Iterator[str]:
+    found = verdicts(rows, mixed)
     if not found:
         return
     missed = [verdict for verdict in found if not verdict.met]
@@ -102,6 +102,18 @@ def goal_lines(rows: Sequence[Row]) -> Iterator[str]:
         ["goal", "threads", "is", "wanted", "cases", ""],
         [[v.goal, str(v.threads), ratio(v.value), ratio(v.wanted), str(v.count), v.note] for v in missed],
     )
+    below = [(v, row, value) for v in found for row, value in v.below]
+    if below:
+        yield ""
+        yield "cases below a goal, whether or not their mean reaches it"
+        yield from table(
+            ["goal", "threads", "case", "is", "wanted", "of limit"],
+            [
+                [v.goal, str(v.threads), row.case.key, ratio(value), ratio(v.wanted), f"{row.fraction:.0%}"]
+                for v, row, value in below
+                if not v.goal.endswith("of the limit")
+            ],
+        )
 
 
 def loss_lines(rows: Sequence[Row]) -> Iterator[str]:
@@ -160,12 +172,21 @@ def report(document: dict[str, Any]) -> str:
     rows = rows_of(document)
     machine = document["machine"]
     lines = [f"{machine['cpu']}, {machine['cores']} cores, {document['date']}"]
+    lines += document.get("commands") or [document["command"]]
     lines += [f"{name} {about['version']}" for name, about in document["contestants"].items()]
     if document["limits"]:
         lines += limit_lines(limits_of(document))
     lines += ["", *case_tables(rows), *mixed_lines(document)]
     if rows:
-        lines += [*mean_lines(means(rows)), "", *scaling_lines(rows), "", *goal_lines(rows), "", *loss_lines(rows)]
+        lines += [
+            *mean_lines(means(rows)),
+            "",
+            *scaling_lines(rows),
+            "",
+            *goal_lines(rows, document["mixed"]),
+            "",
+            *loss_lines(rows),
+        ]
     lines += notes(document, rows)
     return "\n".join(lines)
 
