@@ -243,6 +243,10 @@ def test_a_fraction_is_of_the_limit_of_the_moment() -> None:
     (row,) = summary.rows_of(invented(entry(case, rnnfast=turns, moments=[slow, slow, fast])))
     assert row.fraction == pytest.approx(0.5)  # of 0.8, 0.5 and 0.5
     assert row.at_best_rate == pytest.approx(2 * best)  # of 1.25, 2 and 2
+    assert row.rate_then == pytest.approx(0.5)
+    document = invented(entry(case, rnnfast=turns, torch=times(best), moments=[slow, slow, fast]))
+    assert "machine at 50% of its rate" in text.report(document)
+    assert "1 of 1 measurements with less than 75%" in text.report(document)
     (older,) = summary.rows_of(invented(entry(case, rnnfast=turns)))
     assert (older.fraction, older.at_best_rate) == pytest.approx((0.5, 2.5 * best))
 

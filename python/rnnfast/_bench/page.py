@@ -15,7 +15,22 @@ from . import plots
 from .cases import CELLS, MODES
 from .contestants import CONTESTANTS, OURS
 from .goals import verdicts
-from .summary import BUSY, Mean, Row, busy, by_ratio, by_regime, failures_of, limits_of, losses, means, rows_of, scaling
+from .summary import (
+    BUSY,
+    SLOWED,
+    Mean,
+    Row,
+    busy,
+    by_ratio,
+    by_regime,
+    failures_of,
+    limits_of,
+    losses,
+    means,
+    rows_of,
+    scaling,
+    slowed,
+)
 from .text import SHORT, duration, peers_of, ratio
 
 CAPTIONS = {
@@ -111,6 +126,8 @@ def render(document: dict[str, Any]) -> str:
         failures=failures_of(document),
         busy=busy(rows),
         limit_of_busy=BUSY,
+        slowed=slowed(rows),
+        limit_of_slowed=SLOWED,
         measured=len(rows),
         limits=limits,
         modes=MODES,

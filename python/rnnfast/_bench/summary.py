@@ -16,6 +16,7 @@ from .limits import MOMENT_BYTES, Bound, Limits, sizes_read
 
 NEAR_LIMIT = 0.9  # a fraction of the limit from which on the machine is the answer
 BUSY = 0.1  # cores used by other programs, from which on a measurement is doubtful
+SLOWED = 0.75  # a share of the run's best rate of multiply-adds, below which a measurement is doubtful
 DRAWN = "drawn: "  # before the regime of a random shape
 
 
@@ -49,6 +50,13 @@ class Row:
             return self.ours
         turns = zip(self.bounds, self.times["rnnfast"]["rounds"], strict=True)
         return float(statistics.median(s / bound.at_peak for bound, s in turns)) * self.bound.at_peak
+
+    @property
+    def rate_then(self) -> float:
+        """The rate of multiply-adds beside its turns over the run's best: a half if two threads shared one core."""
+        if not self.bounds:
+            return 1.0
+        return self.bound.at_peak / statistics.median(bound.at_peak for bound in self.bounds)
 
     def ratio(self, name: str) -> float:
         """The median over the rounds: in each, contestants run within a second, so that drift cancels."""
@@ -245,6 +253,11 @@ def growth(rows: Iterable[Row]) -> list[Growth]:
 def busy(rows: Sequence[Row]) -> int:
     """How many cases were measured while other programs used the machine."""
     return sum(row.others > BUSY for row in rows)
+
+
+def slowed(rows: Sequence[Row]) -> int:
+    """How many cases were measured while the machine was much slower than at its best."""
+    return sum(row.rate_then < SLOWED for row in rows)
 
 
 def merged(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,21 @@ from .cases import CELLS
 from .contestants import CONTESTANTS, OURS
 from .goals import verdicts
 from .limits import Limits
-from .summary import BUSY, Mean, Row, busy, by_regime, failures_of, limits_of, losses, means, rows_of, scaling
+from .summary import (
+    BUSY,
+    SLOWED,
+    Mean,
+    Row,
+    busy,
+    by_regime,
+    failures_of,
+    limits_of,
+    losses,
+    means,
+    rows_of,
+    scaling,
+    slowed,
+)
 
 SHORT = {"rnnfast-layer": "unfrozen", "onnxruntime": "ORT", "openvino": "OpenVINO", "torch-grad": "torch+grad"}
 WORST = 15  # lines of a list
@@ -124,6 +138,7 @@ def loss_lines(rows: Sequence[Row]) -> Iterator[str]:
     for row in found[:WORST]:
         kept = f"{row.best} {ratio(row.best_ratio)}, spread {row.times['rnnfast']['spread']:.0%}"
         kept += f", at {row.fraction:.0%} of the limit, others used {row.others:.1f} cores"
+        kept += f", machine at {row.rate_then:.0%} of its rate" if row.rate_then < SLOWED else ""
         lines.append(f"  {row.case.key}, {row.threads} threads: {kept}")
     yield from lines
     if len(found) > WORST:
@@ -162,6 +177,9 @@ def notes(document: dict[str, Any], rows: Sequence[Row]) -> Iterator[str]:
     disturbed = busy(rows)
     if disturbed:
         yield f"{disturbed} of {len(rows)} measurements while other programs used more than {BUSY:g} cores: repeat them"
+    slow = slowed(rows)
+    if slow:
+        yield f"{slow} of {len(rows)} measurements with less than {SLOWED:.0%} of the run's rate of multiply-adds"
     if any(row.fraction > 1.05 for row in rows):
         yield "some cases seem to exceed the limit: its measurement was disturbed; fractions of it mean little"
     for failure in failures_of(document):
