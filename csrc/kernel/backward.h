@@ -928,7 +928,8 @@ template <class C, class T> class BackwardPass {
 
   // x and h_prev of the block as tiles of `height` inputs, row after row: what the weight products broadcast. Some rows
   // at a time, while the next ones are fetched, unless they are computed in the one line that there is for that.
-  void pack_operands(const Layer& layer, const Scratch& scratch, const Team& team, int64_t count) const {
+  RNNFAST_NOINLINE void pack_operands(const Layer& layer, const Scratch& scratch, const Team& team,
+                                      int64_t count) const {
     constexpr int64_t most = 4;
     const T *x[2 * most], *h[2 * most];
     const T* const mask = layer.options.recurrent_mask;
@@ -961,7 +962,7 @@ template <class C, class T> class BackwardPass {
   }
 
   // r * h, in place of h where that is the scratch line.
-  const T* reset_line(const Layer& layer, const Scratch& scratch, const Row& row, const T* h) const {
+  RNNFAST_ONCE const T* reset_line(const Layer& layer, const Scratch& scratch, const Row& row, const T* h) const {
     if constexpr (C::gates == 3) {
       const Unit<T> unit = layer.options.unit(nullptr);
       for (int64_t p = 0; p < layer.n.panels; ++p) {
@@ -973,7 +974,7 @@ template <class C, class T> class BackwardPass {
   }
 
   // o * tanh(c)
-  const T* unprojected_line(const Layer& layer, const Scratch& scratch, const Row& row) const {
+  RNNFAST_ONCE const T* unprojected_line(const Layer& layer, const Scratch& scratch, const Row& row) const {
     if constexpr (C::has_c) {
       const Unit<T> unit = layer.options.unit(nullptr);
       for (int64_t p = 0; p < layer.n.panels; ++p) {
@@ -986,7 +987,8 @@ template <class C, class T> class BackwardPass {
   }
 
   // As many rows behind them are fetched meanwhile.
-  template <int Height> void pack_rows(const T* const* rows, int64_t count, int64_t size, T* packed, int64_t k) const {
+  template <int Height>
+  RNNFAST_NOINLINE void pack_rows(const T* const* rows, int64_t count, int64_t size, T* packed, int64_t k) const {
     T* to = packed + k * Height;
     int64_t j = 0;
     for (; j + Height <= size; j += Height, to += block_rows_ * Height)
