@@ -264,7 +264,7 @@ def pipelines(entries: Sequence[dict[str, Any]]) -> Figure | None:
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="time of the pair / sum of its parts alone")
     for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        formatter(FuncFormatter(lambda value, _: f"{value:g}" if value >= 1 else ""))
     axes.set_title("A matrix product and a call of rnnfast, alternating in one process")
     axes.legend(fontsize=8)
     return figure
