@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -162,17 +163,45 @@ def roofline(rows: Sequence[Row], limits: Limits) -> Figure | None:
     return figure
 
 
-def curves(
-    rows: Sequence[Row], threads: int, group: str, mode: str, size: Callable[[Row], int], words: tuple[str, str]
-) -> Figure | None:
+@dataclass(frozen=True)
+class Curve:
+    """Cases of one group and mode, by one of their sizes."""
+
+    group: str
+    mode: str
+    size: str  # a field of Case
+    label: str  # of the axis
+    title: str
+    batches: tuple[int, ...] = ()  # all, if none is named
+
+
+CURVES = {
+    "hidden-step": Curve("hidden", "step", "hidden_size", "H = I", "One step, batch 1"),
+    "hidden-sequence": Curve("hidden", "forward", "hidden_size", "H = I", "50 steps, batch 1"),
+    "hidden-train": Curve("hidden", "train", "hidden_size", "H = I", "Training, 100 steps, batch 1", (1,)),
+    "hidden-train-batch": Curve("hidden", "train", "hidden_size", "H = I", "Training, 50 steps, batch 32", (32,)),
+    "steps": Curve("steps", "forward", "steps", "T", "Longer sequences: B 8, I 64, H 128"),
+    "steps-train": Curve("steps", "train", "steps", "T", "Training with longer sequences: B 8, I 64, H 128"),
+    "batch": Curve("batch", "forward", "batch", "B", "Larger batches: T 20, I 64, H 128"),
+    "batch-train": Curve("batch", "train", "batch", "B", "Training with larger batches: T 20, I 64, H 128"),
+}
+
+
+def curves(rows: Sequence[Row], threads: int, curve: Curve) -> Figure | None:
     """Time against one size, a panel per cell, a line per contestant."""
-    rows = [row for row in with_threads(rows, threads) if group in row.case.group.split("+") and row.case.mode == mode]
+    rows = [row for row in with_threads(rows, threads) if curve.group in row.case.group.split("+")]
+    rows = [
+        row for row in rows if row.case.mode == curve.mode and row.case.batch in (curve.batches or (row.case.batch,))
+    ]
+
+    def size(row: Row) -> int:
+        return int(getattr(row.case, curve.size))
+
     cells = [cell for cell in cells_of(rows) if len({size(row) for row in rows if row.case.cell == cell}) > 2]
     if not cells:
         return None
     figure = Figure(figsize=(3.1 * len(cells) + 0.6, 3.3), layout="constrained")
     panels = figure.subplots(1, len(cells), sharey=True, squeeze=False)[0]
-    label, title = words
     for axes, cell in zip(panels, cells, strict=True):
         mine = sorted((row for row in rows if row.case.cell == cell), key=size)
         for name in [name for name in CONTESTANTS if any(name in row.times for row in mine)]:
@@ -188,14 +217,14 @@ def curves(
                 label=SHORT.get(name, name),
             )
         axes.plot([size(row) for row in mine], [row.bound.seconds for row in mine], ":", color="#555555", label="limit")
-        axes.set(xscale="log", yscale="log", title=CLASS_NAMES[cell], xlabel=label)
+        axes.set(xscale="log", yscale="log", title=CLASS_NAMES[cell], xlabel=curve.label)
         ticks = sorted({size(row) for row in mine})
         axes.xaxis.set_major_locator(FixedLocator(ticks[:: 1 + len(ticks) // 9]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_minor_locator(FixedLocator([]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
-    figure.suptitle(f"{title}, {thread_words(threads)}", x=0.01, ha="left", fontsize=10)
+    figure.suptitle(f"{curve.title}, {thread_words(threads)}", x=0.01, ha="left", fontsize=10)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
     return figure
@@ -276,66 +305,14 @@ def all_plots(
     """Those that the rows suffice for, by name."""
     import matplotlib
 
-    def hidden(row: Row) -> int:
-        return row.case.hidden_size
-
     with matplotlib.rc_context(STYLE):
         for threads in sorted({row.threads for row in rows}):
             figures = {
                 "heat-map": heat_map(rows, threads),
                 "random": drawn_shapes(rows, threads),
                 "roofline": roofline(rows, limits[threads]),
-                "hidden-step": curves(rows, threads, "hidden", "step", hidden, ("H = I", "One step, batch 1")),
-                "hidden-sequence": curves(rows, threads, "hidden", "forward", hidden, ("H = I", "50 steps, batch 1")),
-                "hidden-train": curves(
-                    [row for row in rows if row.case.batch == 1],
-                    threads,
-                    "hidden",
-                    "train",
-                    hidden,
-                    ("H = I", "Training, 100 steps, batch 1"),
-                ),
-                "hidden-train-batch": curves(
-                    [row for row in rows if row.case.batch > 1],
-                    threads,
-                    "hidden",
-                    "train",
-                    hidden,
-                    ("H = I", "Training, 50 steps, batch 32"),
-                ),
-                "steps": curves(
-                    rows,
-                    threads,
-                    "steps",
-                    "forward",
-                    lambda row: row.case.steps,
-                    ("T", "Longer sequences: B 8, I 64, H 128"),
-                ),
-                "steps-train": curves(
-                    rows,
-                    threads,
-                    "steps",
-                    "train",
-                    lambda row: row.case.steps,
-                    ("T", "Training with longer sequences: B 8, I 64, H 128"),
-                ),
-                "batch": curves(
-                    rows,
-                    threads,
-                    "batch",
-                    "forward",
-                    lambda row: row.case.batch,
-                    ("B", "Larger batches: T 20, I 64, H 128"),
-                ),
-                "batch-train": curves(
-                    rows,
-                    threads,
-                    "batch",
-                    "train",
-                    lambda row: row.case.batch,
-                    ("B", "Training with larger batches: T 20, I 64, H 128"),
-                ),
             }
+            figures |= {name: curves(rows, threads, curve) for name, curve in CURVES.items()}
             for name, figure in figures.items():
                 if figure is not None:
                     yield f"{name}-{threads}", figure
