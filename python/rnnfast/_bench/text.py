@@ -116,18 +116,15 @@ def goal_lines(rows: Sequence[Row], mixed: Sequence[dict[str, Any]]) -> Iterator
         ["goal", "threads", "is", "wanted", "cases", ""],
         [[v.goal, str(v.threads), ratio(v.value), ratio(v.wanted), str(v.count), v.note] for v in missed],
     )
-    below = [(v, row, value) for v in found for row, value in v.below]
+    below = [
+        [v.goal, str(v.threads), row.case.key, ratio(value), ratio(v.wanted), f"{row.fraction:.0%}"]
+        for v in found
+        for row, value in v.below
+    ]
     if below:
         yield ""
         yield "cases below a goal, whether or not their mean reaches it"
-        yield from table(
-            ["goal", "threads", "case", "is", "wanted", "of limit"],
-            [
-                [v.goal, str(v.threads), row.case.key, ratio(value), ratio(v.wanted), f"{row.fraction:.0%}"]
-                for v, row, value in below
-                if not v.goal.endswith("of the limit")
-            ],
-        )
+        yield from table(["goal", "threads", "case", "is", "wanted", "of limit"], below)
 
 
 def loss_lines(rows: Sequence[Row]) -> Iterator[str]:
